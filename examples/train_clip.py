@@ -1,0 +1,139 @@
+"""Trains a CLIP on pairs of pictures and captions.
+
+    python examples/train_clip.py                                          # a small CLIP from nothing, on the packaged emoji
+    python examples/train_clip.py --model clip-emoji-tiny --lr 1e-4        # goes on from published weights
+    python examples/train_clip.py --pairs pairs.tsv --pictures img --model clip-base-p32-224 --lock-image
+
+Start the same command again and it goes on where it was stopped or killed. The run folder holds settings.json, log.jsonl,
+checkpoints/, and at the end model.safetensors with its config.json: AutoLoader("txt_img_matching", "clip", weights=FOLDER).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from zoo import AutoLoader, Trainer
+from zoo.data import CsvDataset, Distort, clip_train_transform, clip_transform, collate_fn, open_dataset
+from zoo.hub import File, fetch
+from zoo.metrics.embed import embed
+from zoo.metrics.retrieval import recall
+from zoo.models.clip import Clip, ClipConfig, TextConfig
+from zoo.models.clip_resnet import ResNetConfig
+from zoo.tokenizers import ClipTokenizer
+
+EMOJI_MERGES = File(name="emoji_bpe.txt.gz", packaged="emoji_bpe.txt.gz")  # 4,096 ids, by train_tokenizer.py
+EMOJI_CLIP = ClipConfig(
+    embed=128,
+    image=ResNetConfig(size=64, layers=(1, 1, 1, 1), width=20),
+    text=TextConfig(context=32, vocab=4096, width=128, depth=3, heads=4, activation="gelu"),
+)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="train_clip.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="published weights to start from (see `zoo list`); default: a small one, untrained")
+    parser.add_argument("--pairs", type=Path, help="tsv or csv with columns title and filepath; default: packaged emoji")
+    parser.add_argument("--pictures", type=Path, help="folder that the filepaths of --pairs start from")
+    parser.add_argument("--language", default="both", choices=("en", "zh", "both"), help="of the emoji captions")
+    parser.add_argument("--distort", type=float, default=1.0, help="strength of the distortions of emoji, 0 for none")
+    parser.add_argument("--env-type", default="pytorch", help="pytorch; more engines to come")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda if there is one")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="updates of the weights")
+    length.add_argument("--epochs", type=int, help="passes over the data; default: 10")
+    parser.add_argument("--batch-size", type=int, default=128, help="pairs per update: each is told from all others")
+    parser.add_argument("--chunk", type=int, help="embed so many pairs at a time: same result, less memory, a third more time")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.2)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    parser.add_argument("--workers", type=int, default=0, help="processes that read and transform pictures")
+    parser.add_argument("--loss", default="softmax", choices=("softmax", "sigmoid"), help="CLIP's or SigLIP's (new models)")
+    parser.add_argument("--lock-image", action="store_true", help="train the text tower only (LiT)")
+    parser.add_argument("--checkpoint-activations", action="store_true", help="less memory, a third more time")
+    parser.add_argument("--eval-interval", type=int, default=200, help="steps between measurements of retrieval")
+    parser.add_argument("--save-interval", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument("--log-interval", type=int, default=20)
+    parser.add_argument("--tensorboard", action="store_true")
+    parser.add_argument("--run-folder", type=Path, default=Path("runs/clip"))
+    parser.add_argument("--seed", type=int, default=1234)
+    return parser.parse_args(argv)
+
+
+def build(args: argparse.Namespace) -> tuple[Clip, ClipTokenizer]:
+    """The model to train and its tokenizer, whose merges go to the run folder: the weights are useless without them."""
+    if args.model:
+        loader = AutoLoader("txt_img_matching", args.model, device="cpu", dtype="float32")
+        return loader.get_model(), loader.get_tokenizer()
+    torch.manual_seed(args.seed)
+    merges = fetch(EMOJI_MERGES)
+    args.run_folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(merges, args.run_folder / "merges.txt.gz")
+    config = replace(EMOJI_CLIP, loss=args.loss)
+    return Clip(config), ClipTokenizer(merges, context_length=config.text.context)
+
+
+def open_data(args: argparse.Namespace, model: Clip, tokenizer: ClipTokenizer) -> tuple[Dataset, Dataset | None]:
+    """Training pairs, and held-out pairs to measure retrieval on (None for pairs of one's own)."""
+    config = model.config
+    look = {"mean": config.mean, "std": config.std}
+    plain = clip_transform(model.image_size, **look, resize=config.resize, interpolation=config.interpolation)
+    if args.pairs:
+        crop = clip_train_transform(model.image_size, **look)
+        return CsvDataset(args.pairs, args.pictures, crop, tokenizer, sep=None), None
+    distorted = Distort(transform=plain, strength=args.distort) if args.distort else plain
+    train = open_dataset("emoji", "train", distorted, tokenizer, language=args.language)
+    return train, open_dataset("emoji", "test", plain, tokenizer, language="en")
+
+
+def measure(dataset: Dataset, model: Clip) -> dict[str, float]:
+    """Held-out pictures against held-out captions: how often the right one is among the first k."""
+    device = next(model.parameters()).device
+    found = recall(*embed([model.encode_image, model.encode_text], dataset, device=device))
+    return {f"{way}_R@{k}": share for way, ranks in found.items() for k, share in ranks.recall.items()}
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = parse(argv)
+    model, tokenizer = build(args)
+    model.chunk = args.chunk
+    if args.lock_image:
+        model.lock("image")
+    train, held_out = open_data(args, model, tokenizer)
+    trainer = Trainer(
+        env_type=args.env_type,
+        pytorch_device=args.device,
+        experiment_name="clip",
+        epochs=None if args.steps else args.epochs or 10,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        precision=args.precision,
+        checkpoint_activations=args.checkpoint_activations,
+        seed=args.seed,
+        num_workers=args.workers,
+        log_interval=args.log_interval,
+        eval_interval=args.eval_interval,
+        save_interval=args.save_interval,
+        best="picture_to_text_R@1" if held_out else "loss",
+        maximise=True if held_out else None,
+        tensorboard=args.tensorboard,
+        run_folder=args.run_folder,
+    )
+    evaluate = partial(measure, held_out) if held_out else None
+    return trainer.train(model, train_dataset=train, collate_fn=collate_fn, evaluate=evaluate)
+
+
+if __name__ == "__main__":
+    main()

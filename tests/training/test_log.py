@@ -1,0 +1,113 @@
+"""What a run says of itself."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+
+import pytest
+import torch
+
+from zoo.errors import DiskFull, MissingPackage, TrainingDiverged
+from zoo.training.log import PATIENCE, Clock, Log, Meter, keep_lines
+
+
+def feed(meter: Meter, *updates: tuple[list[float], float]) -> Meter:
+    for losses, norm in updates:
+        for loss in losses:
+            meter.add(torch.tensor(loss))
+        meter.close(torch.tensor(norm))
+    return meter
+
+
+def test_the_loss_is_the_mean_of_good_updates_since_the_last_reading():
+    meter = feed(Meter(torch.device("cpu")), ([1.0, 3.0], 1.0), ([float("nan"), 1.0], 1.0), ([5.0, 5.0], 1.0))
+    assert meter.read(3) == {"loss": 3.5, "left_out": 1}
+    assert feed(meter, ([7.0], 1.0)).read(4) == {"loss": 7.0}
+    assert feed(meter, ([7.0], float("inf"))).read(5) == {"loss": None, "left_out": 1}
+
+
+def test_a_stored_meter_goes_on():
+    updates = [([1.0, 3.0], 1.0), ([float("nan")], 1.0), ([0.3], 1.0)]
+    first, second = feed(Meter(torch.device("cpu")), *updates[:2]), Meter(torch.device("cpu"))
+    second.load(json.loads(json.dumps(first.state())))
+    assert feed(first, updates[2]).read(3) == feed(second, updates[2]).read(3)
+
+
+def test_only_bad_updates_in_a_row_are_divergence():
+    bad, good = ([float("nan")], 1.0), ([1.0], 1.0)
+    meter = feed(Meter(torch.device("cpu")), *[bad] * (PATIENCE - 1), good, *[bad] * (PATIENCE - 1))
+    meter.read(1)
+    with pytest.raises(TrainingDiverged, match="step 2"):
+        feed(meter, bad).read(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('{"step": 1}\n{"step": 2}\n{"step": 3}\n', 2),
+        ('{"step": 1}\n{"step": 2}\n{"st', 2),
+        ('{"step": 1}\n{"step": 2}', 1),
+        ('{"step": 1}\n\x00\x00\n{"step": 2}\n', 1),
+        ("", 0),
+    ],
+)
+def test_lines_after_the_checkpoint_and_torn_ones_are_cut_off(tmp_path, text, kept):
+    file = tmp_path / "log.jsonl"
+    file.write_text(text)
+    keep_lines(file, 2)
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2][:kept]
+    keep_lines(tmp_path / "none", 2)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_a_full_disk(tmp_path):
+    with Log(tmp_path / "log.jsonl", 2, 0, progress=False, tensorboard=False) as log, open("/dev/full", "w") as full:
+        log.file.close()
+        log.file = full
+        with pytest.raises(DiskFull, match="the same command"):
+            log.write({"step": 1})
+
+
+def test_tensorboard_gets_the_numbers(toy, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    toy.train(tmp_path, tensorboard=True, eval_interval=6, call={"valid_dataset": toy.Points(3)})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    losses = [line["loss"] for line in toy.lines(tmp_path)]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
+    assert [event.step for event in events.Scalars("eval/loss")] == [6, 12]
+
+
+def test_a_missing_tensorboard_is_named(toy, tmp_path, monkeypatch):
+    imported = builtins.__import__
+
+    def without(name, *rest, **words):
+        if name == "torch.utils.tensorboard":
+            raise ImportError(name)
+        return imported(name, *rest, **words)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingPackage, match="pip install tensorboard"):
+        toy.train(tmp_path, tensorboard=True)
+
+
+def test_the_clock_counts_waiting_but_not_pauses(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("zoo.training.log.time.perf_counter", lambda: now[0])
+
+    def slow():
+        for batch in range(2):
+            now[0] += 3
+            yield batch
+
+    clock = Clock()
+    for _ in clock.waiting(slow()):
+        now[0] += 1
+        clock.samples += 16
+        with clock.pause():
+            now[0] += 100
+    assert clock.read() == {"samples_per_s": 4.0, "data_wait": 0.75, "seconds": 208.0}

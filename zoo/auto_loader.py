@@ -1,0 +1,211 @@
+"""A task and a model's name -> model, tokenizer and transform.
+
+The way of the weights: the card names a file, the hub brings it, `weights` reads it, the card's converter renames it,
+and strict loading puts it into a network that was built without memory of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo import catalog, hub
+from zoo.errors import (
+    ChecksumError,
+    DeviceNotFound,
+    DownloadError,
+    OfflineError,
+    SettingsError,
+    UnreadableWeights,
+    WeightsMismatch,
+    nearest,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+DTYPES = {
+    "float32": "float32",
+    "fp32": "float32",
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+}
+# Where Hugging Face folders keep what a model's config.json does not say: mean, std, resizing.
+PREPROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
+
+
+class AutoLoader:
+    """Finds a model by name, and loads it when it is asked for.
+
+        loader = AutoLoader("txt_img_matching", "clip-base-p32-224")
+        model, tokenizer, transform = loader.get_model(), loader.get_tokenizer(), loader.get_transform()
+
+    task_name, model_name: as `list_models` gives them; case does not matter in a model's name.
+    model_dir: downloads go to the folder `<model_dir>/<model's name>`; None: $ZOO_HOME, or the user's cache folder.
+    weights: a local file or folder in any published layout, instead of a download. What lies beside it (config.json,
+    open_clip_config.json, the tokenizer's files) is read too, and must agree with the card. A family's name, "clip",
+    takes weights of any size.
+    device: None is cuda if there is one, else cpu. dtype: a torch dtype or its name ("bf16"); None is the card's.
+
+    Names, device, dtype and the presence of `weights` are checked at once; nothing is downloaded or read before it is
+    asked for. Raises UnknownTask, UnknownModel, DeviceNotFound, SettingsError, UnreadableWeights.
+
+    To hand a model on to other programs, see `zoo.converters.clip` (Hugging Face's and OpenAI's layouts).
+    """
+
+    def __init__(
+        self,
+        task_name: str,
+        model_name: str,
+        model_dir: str | Path | None = None,
+        weights: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> None:
+        self.card = catalog.find(task_name, model_name)
+        self.folder = (Path(model_dir).expanduser() if model_dir else hub.home()) / self.card.name.lower()
+        self.weights = Path(weights).expanduser() if weights else None
+        if self.weights and not self.weights.exists():
+            raise UnreadableWeights(f"weights={str(weights)!r}: there is no such file or folder")
+        if not self.weights and not self.card.files:
+            raise SettingsError(
+                f"{self.card.name!r} is a family without weights of its own: pass weights=, or one of its models"
+            )
+        self.device = _device(device)
+        self.dtype = _dtype(dtype or self.card.dtype)
+        self._converted: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._model: nn.Module | None = None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's sizes, by the card or, where it has none, by the weights."""
+        return self.card.config or self._state_and_config()[1]
+
+    def get_model(self) -> nn.Module:
+        """The model in evaluation mode, the same at each call.
+
+        Raises WeightsMismatch for weights of another model or size, UnreadableWeights, UnsafePickle, DownloadError.
+        """
+        if self._model is None:
+            import torch
+
+            from zoo import weights
+
+            state, config = self._state_and_config()
+            with torch.device("meta"):
+                model = self.card.build(config)
+            self._model = weights.load(model, state, device=self.device, dtype=self.dtype).eval()
+            self._converted = {}, config  # the model holds the tensors now
+        return self._model
+
+    def get_tokenizer(self) -> Any:
+        """The model's tokenizer; None for a model without text. What lies beside `weights` comes before the card's."""
+        if self.card.tokenizer is None:
+            return None
+        files = {path.name: path for path in self._beside_weights()}
+        for file in self.card.files[1:]:
+            # A tokenizer.json is the whole of a transformers tokenizer.
+            if file.name not in files and "tokenizer.json" not in files:
+                files[file.name] = hub.fetch(file, self.folder)
+        return self.card.tokenizer(self.config, files)
+
+    def get_transform(self) -> Any:
+        """PIL picture -> tensor, preprocessed as the model expects; None for a model that takes no pictures."""
+        return self.card.transform(self.config) if self.card.transform else None
+
+    def _state_and_config(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if self._converted is None:
+            from zoo import weights
+
+            path = self.weights or self._fetch_weights()
+            card_says = self.card.config or {}
+            # What the files say comes before what the card says, so that a difference is seen below.
+            config = {**card_says, **_preprocessor_config(path), **weights.read_config(path)}
+            state, config = self.card.convert(weights.read(path), config)
+            for field, here, there in _differences(card_says, config):
+                raise WeightsMismatch(
+                    f"{path} is not {self.card.name}: {field} is {there!r} in the weights or their config, and "
+                    f"{here!r} on the card. Load it under its own name, or under the family's, {self.card.family!r}"
+                )
+            self._converted = state, config
+        return self._converted
+
+    def _fetch_weights(self) -> Path:
+        """The card's weights on this machine, or those of the first source that gives them."""
+        sources = (self.card.files[0], *self.card.alternatives)
+        if self.card.config_file:
+            hub.fetch(self.card.config_file, self.folder)
+        for file in sources:
+            if hub.is_here(file, self.folder):
+                return hub.fetch(file, self.folder)
+        failures = []
+        for file in sources:
+            try:
+                return hub.fetch(file, self.folder)
+            except (OfflineError, ChecksumError):
+                raise
+            except DownloadError as failure:
+                failures.append(failure)
+        raise DownloadError("\n".join(str(failure) for failure in failures)) from failures[0]
+
+    def _beside_weights(self) -> Iterator[Path]:
+        if self.weights:
+            folder = self.weights if self.weights.is_dir() else self.weights.parent
+            yield from (path for path in folder.iterdir() if path.is_file())
+
+
+def _preprocessor_config(path: Path) -> dict[str, Any]:
+    folder = path if path.is_dir() else path.parent
+    for name in PREPROCESSOR_CONFIGS:
+        if (folder / name).is_file():
+            try:
+                return dict(json.loads((folder / name).read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise UnreadableWeights(f"{folder / name} is no readable JSON object: {error}") from error
+    return {}
+
+
+def _differences(expected: Mapping, found: Mapping, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(field, expected, found) of each field in which two configs differ; a field that is not found says nothing."""
+    for field, value in expected.items():
+        other = found.get(field, value)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            yield from _differences(value, other, f"{prefix}{field}.")
+        elif _plain(value) != _plain(other):
+            yield prefix + field, value, other
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
+        raise DeviceNotFound(f"this machine has no device {str(device)!r}; it has {here}") from error
+    return found
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    import torch
+
+    if isinstance(dtype, str):
+        if dtype.lower() not in DTYPES:
+            raise SettingsError(f"no dtype {dtype!r}; {nearest(dtype, DTYPES)}")
+        return getattr(torch, DTYPES[dtype.lower()])
+    if not dtype.is_floating_point:
+        raise SettingsError(f"a model cannot be of {dtype}; {nearest(str(dtype), DTYPES)}")
+    return dtype

@@ -1,0 +1,40 @@
+"""What exists: cards by task and name. Importing this costs no torch.
+
+A new checkpoint of a known family is one more row in the family's file; a new family is one more file here.
+"""
+
+from __future__ import annotations
+
+from zoo.catalog import clip, clip_bert
+from zoo.catalog.card import Card
+from zoo.errors import UnknownModel, UnknownTask, nearest
+
+__all__ = ["TASKS", "Card", "cards", "find", "list_models"]
+
+TASKS = ("txt_img_matching", "text2img", "img_tokenizing")
+CARDS: tuple[Card, ...] = clip.CARDS + clip_bert.CARDS
+
+
+def cards(task: str | None = None) -> list[Card]:
+    """All cards, or those of one task. Raises UnknownTask."""
+    if task is None:
+        return list(CARDS)
+    if task not in TASKS:
+        raise UnknownTask(f"no task {task!r}; {nearest(task, TASKS)}")
+    return [card for card in CARDS if card.task == task]
+
+
+def find(task: str, name: str) -> Card:
+    """The card of a model; case does not matter. Raises UnknownTask or UnknownModel with the nearest names."""
+    of_task = {card.name.lower(): card for card in cards(task)}
+    if card := of_task.get(name.lower()):
+        return card
+    if others := [card.task for card in CARDS if card.name.lower() == name.lower()]:
+        raise UnknownModel(f"{name!r} is a model for {' and '.join(others)}, not for {task}")
+    choice = nearest(name, of_task) if of_task else "there is none yet"
+    raise UnknownModel(f"no model {name!r} for {task}; {choice}")
+
+
+def list_models(task: str | None = None) -> list[str]:
+    """The names of all models, or of those for one task. Raises UnknownTask."""
+    return [card.name for card in cards(task)]

@@ -1,0 +1,48 @@
+"""The row that describes a published model. Rows hold references, no logic: nothing is imported until it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.hub import File
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Config = Mapping[str, Any]
+Convert = Callable[["Mapping[str, Tensor]", Config], tuple["dict[str, Tensor]", dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A published model: where it is, what it is, and the functions that make it usable.
+
+    `files`: the weights first, then those of the tokenizer. `alternatives`: the same weights in another file, tried
+    when the first cannot be had. `config_file`: what the publisher says of the weights, where it is worth asking.
+    `config`: our sizes as a plain dict; None where the weights' own files say them. What no source states is left out
+    of it, and the published config decides. `params` counts them; None for a family of no fixed size.
+    `convert(state, published config)` gives our state and config; `tokenizer(config, files by name)` may be None.
+    `figures`: accuracies that the source reports, in percent.
+    """
+
+    name: str
+    task: str
+    family: str
+    files: tuple[File, ...] = ()
+    alternatives: tuple[File, ...] = ()
+    config_file: File | None = None
+    config: Config | None = None
+    build: Callable[[Config], nn.Module]
+    convert: Convert
+    tokenizer: Callable[[Config, Mapping[str, Path]], Any] | None = None
+    transform: Callable[[Config], Callable] | None = None
+    params: int | None = None
+    dtype: str = "float32"
+    licence: str
+    commercial: bool = True  # False: research or other non-commercial use only
+    languages: tuple[str, ...] = ("en",)
+    source: str
+    figures: Mapping[str, float] = field(default_factory=dict)

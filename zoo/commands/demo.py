@@ -1,0 +1,164 @@
+"""`zoo demo`: what zoo does, on what is packaged: no network, a few minutes on two cores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.commands.evaluate import figures, retrieval
+from zoo.commands.match import match
+from zoo.commands.model_options import Matcher, add_model_options, load_matcher
+from zoo.commands.tables import in_millions
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+STEPS, BATCH = 30, 64
+# Ten concepts of the test split from nine groups, chosen before any model was trained on it.
+CAPTIONS = (
+    *("tulip", "cow face", "tomato", "volcano", "oncoming police car"),
+    *("candle", "bullseye", "thumbs up", "drooling face", "flag: Brazil"),
+)
+
+
+def register(commands: argparse._SubParsersAction, **settings: object) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("demo", help="a tour: match, measure, classify and train, all offline", **settings)
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), help="folder for pictures and the run (default: demo)"
+    )
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tells, step by step, what is done and what came of it."""
+    start = time.monotonic()
+    args.out.mkdir(parents=True, exist_ok=True)
+    say(1, f"loading {args.model}")
+    matcher = load_matcher(args)
+    params, side = sum(p.numel() for p in matcher.model.parameters()), matcher.model.image_size
+    print(f"    {in_millions(params)} parameters, {side} x {side} pixels, {matcher.device}")
+
+    say(2, "matching ten pictures it has not seen with their captions, English and Chinese")
+    picture = args.out / "match.png"
+    for language, hits, count in draw_matches(matcher, picture):
+        print(f"    {language}: the right caption is first for {hits} of {count}")
+    print(f"    drawn: {picture}")
+
+    say(3, "finding the caption of each test picture among all of them, and the reverse")
+    print("    " + figures(retrieval(matcher, "emoji", "test")).replace("\n", "\n    "))
+
+    say(4, "naming the group of each test picture from prompts, without having learnt groups")
+    print(f"    {classify_groups(matcher)}")
+
+    folder = new_folder(args.out / "run")
+    say(5, f"training a new model of the same size for {STEPS} steps of {BATCH} pairs")
+    for line in train(matcher, folder):
+        print(f"    step {line['step']:3}  loss {line['loss']:.3f}")
+    print(f"    kept in {folder}: settings.json, log.jsonl, checkpoints, model.safetensors")
+
+    say(6, f"done in {time.monotonic() - start:.0f} s; look at {picture}, then try")
+    print('    zoo match YOUR.png --text "a cat" --text "a dog" --plot match.png')
+    print("    zoo train clip --run-folder runs/first --steps 500")
+    print("    zoo list")
+    return 0
+
+
+def say(number: int, text: str) -> None:
+    """A step of the tour."""
+    print(f"[{number}/6] {text}", flush=True)
+
+
+def draw_matches(matcher: Matcher, path: Path) -> Iterator[tuple[str, int, int]]:
+    """Draws the ten pictures against their captions, English above Chinese -> language, hits and pictures of each."""
+    from zoo.data import open_dataset
+    from zoo.pictures import similarity_map
+
+    dataset = open_dataset("emoji", "test", language=None)
+    rows = {dataset.row(i)["caption_en"]: i for i in range(len(dataset))}
+    chosen = [rows[caption] for caption in CAPTIONS if caption in rows]
+    images = [dataset[i][0] for i in chosen]
+    right = {(i, i) for i in range(len(chosen))}
+    maps: list[Image] = []
+    for language, name in (("en", "English"), ("zh", "Chinese")):
+        captions = [dataset.row(i)[f"caption_{language}"] for i in chosen]
+        scores = match(matcher, images, captions)
+        title = f"Ten pictures it has not seen, {name} captions: probability of each caption"
+        maps.append(similarity_map(images, captions, scores.tolist(), right=right, title=title, span=(0, 1), cell=64))
+        yield name, sum(int(best) == i for i, best in enumerate(scores.argmax(1))), len(chosen)
+    beside(maps).save(path)
+
+
+def beside(maps: list[Image]) -> Image:
+    """Pictures from left to right on white."""
+    from PIL import Image
+
+    canvas = Image.new("RGB", (sum(m.width for m in maps), max(m.height for m in maps)), "white")
+    for i, picture in enumerate(maps):
+        canvas.paste(picture, (sum(m.width for m in maps[:i]), 0))
+    return canvas
+
+
+def classify_groups(matcher: Matcher) -> str:
+    """Zero-shot classification of the test pictures into emoji groups -> one line."""
+    import torch
+
+    from zoo.data import open_dataset
+    from zoo.metrics.embed import embed
+    from zoo.metrics.zero_shot import accuracy, class_weights, logits
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        with torch.inference_mode():
+            return (
+                matcher.model.encode_text(matcher.tokenizer.tokenize_as_tensor(texts).to(matcher.device)).float().cpu()
+            )
+
+    dataset = open_dataset("emoji", "test", matcher.transform, matcher.tokenizer)
+    groups = [dataset.row(i)["group"] for i in range(len(dataset))]
+    names = sorted(set(groups))
+    (images,) = embed((matcher.model.encode_image,), dataset, device=matcher.device)
+    found = accuracy(logits(images, class_weights(names, encode)), [names.index(group) for group in groups])
+    return (
+        f"{100 * found.top1:.1f} % right of {found.pictures} pictures in {found.classes} groups; "
+        f"chance {100 * found.chance:.1f} %, always the largest group {100 * found.largest_class:.1f} %"
+    )
+
+
+def train(matcher: Matcher, folder: Path) -> Iterator[dict]:
+    """Trains a CLIP of the same sizes from scratch -> the lines of its log."""
+    import torch
+
+    from zoo import Trainer
+    from zoo.data import collate_fn, open_dataset
+    from zoo.models.clip import Clip
+
+    torch.manual_seed(0)
+    model = Clip(matcher.model.config)
+    trainer = Trainer(
+        env_type="pytorch",
+        steps=STEPS,
+        batch_size=BATCH,
+        lr=1e-3,
+        log_interval=5,
+        run_folder=folder,
+        pytorch_device=matcher.device,
+        progress=False,
+    )
+    dataset = open_dataset("emoji", "train", matcher.transform, matcher.tokenizer)
+    trainer.train(model, train_dataset=dataset, collate_fn=collate_fn)
+    for line in (folder / "log.jsonl").read_text().splitlines():
+        yield json.loads(line)
+
+
+def new_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of wanted-2, wanted-3, ... that does not exist: a run folder that exists is resumed."""
+    number, folder = 1, wanted
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder

@@ -1,0 +1,52 @@
+"""The options that say which model to use, and the model that they name."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.models.clip import Clip
+
+TINY = "clip-emoji-tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matcher:
+    """A matching model ready to be asked, and the device that it is on."""
+
+    model: Clip
+    tokenizer: Any
+    transform: Any
+    device: Any
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --weights, --model-dir, --device."""
+    parser.add_argument("--model", default=TINY, help="a name that `zoo list` shows (default: %(default)s)")
+    parser.add_argument(
+        "--weights", metavar="PATH", help="a local file or folder with its weights, instead of a download"
+    )
+    parser.add_argument("--model-dir", metavar="FOLDER", help="where downloads live (default: the user's cache)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
+
+
+def load_matcher(args: argparse.Namespace) -> Matcher:
+    """The matching model that the options name, in evaluation mode."""
+    from zoo import AutoLoader
+
+    loader = AutoLoader(
+        task_name="txt_img_matching",
+        model_name=args.model,
+        model_dir=args.model_dir,
+        weights=args.weights,
+        device=args.device,
+    )
+    model = loader.get_model().eval()
+    return Matcher(
+        model=model,
+        tokenizer=loader.get_tokenizer(),
+        transform=loader.get_transform(),
+        device=next(model.parameters()).device,
+    )

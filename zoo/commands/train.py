@@ -1,0 +1,41 @@
+"""`zoo train`: the training scripts of examples/, by name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+
+from zoo.errors import MissingPackage, SettingsError, nearest
+
+SCRIPTS: dict[str, Callable] = {
+    "clip": lambda: import_module("zoo.examples.train_clip"),
+}
+EXAMPLES = """\
+examples:
+  zoo train clip                          on the packaged data, on this machine
+  zoo train clip --help                   all settings of the script
+  zoo train clip --steps 200 --batch-size 64 --run-folder runs/first
+"""
+
+
+def register(commands: argparse._SubParsersAction, **settings: object) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("train", help="train a model", epilog=EXAMPLES, **settings)
+    parser.add_argument("family", metavar="FAMILY", help=f"what to train: {', '.join(SCRIPTS)}")
+    rest = parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="settings of the script")
+    rest.required = False  # or it would be named as missing where FAMILY is
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the script with all that follows its name."""
+    if args.family not in SCRIPTS:
+        raise SettingsError(f"no training script {args.family!r}; {nearest(args.family, SCRIPTS)}")
+    try:
+        script = SCRIPTS[args.family]()
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("zoo.examples"):
+            raise
+        raise MissingPackage("the training scripts are not installed; reinstall zoo with `pip install .`") from error
+    return script.main(args.rest) or 0

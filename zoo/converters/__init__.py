@@ -1,0 +1,1 @@
+"""Published state dicts and configs <-> ours: tables and pure functions, one pair of files per published family."""

@@ -1,0 +1,117 @@
+"""All that one run writes: settings.json, log.jsonl, checkpoints/, best/, and at the end the weights with their config.
+
+settings.json  log.jsonl  tensorboard/
+checkpoints/step-00000120/   model.safetensors  optimizer.{json,safetensors}  state.{json,safetensors}
+best/                        model.safetensors  config.json  metrics.json
+model.safetensors  config.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import nn
+
+from zoo import weights
+from zoo.errors import CheckpointError, SettingsError
+
+from .settings import FREE, differs
+
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
+
+
+def model_config(model: nn.Module) -> str | None:
+    """The text of config.json: `model.config`, a dataclass or a dict; None if there is none. Raises SettingsError."""
+    config = getattr(model, "config", None)
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = dataclasses.asdict(config)
+    if not isinstance(config, dict):
+        return None
+    try:
+        return json.dumps(config, indent=2) + "\n"
+    except TypeError as error:
+        raise SettingsError(
+            f"model.config cannot be written as JSON: {error}; keep numbers, text and lists in it"
+        ) from error
+
+
+class RunFolder:
+    """The paths of a run, and who may stay in them. Only rank 0 writes."""
+
+    def __init__(self, path: str | Path, writes: bool = True):
+        self.path, self.writes = Path(path), writes
+        self.checkpoints, self.log = self.path / "checkpoints", self.path / "log.jsonl"
+        self.model, self.best = self.path / "model.safetensors", self.path / "best"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Makes the folder and keeps other processes out of it. Raises SettingsError if one is in it."""
+        if not self.writes:
+            yield
+            return
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", blocking=False):
+                yield
+        except Timeout as error:
+            raise SettingsError(
+                f"another process trains in {self.path}: stop it, or choose a new run_folder"
+            ) from error
+
+    def agree(self, record: dict[str, Any], free: frozenset[str] = FREE) -> None:
+        """Writes `record` as settings.json; one that is there and says otherwise, except in `free`, is an error."""
+        file = self.path / "settings.json"
+        if file.exists():
+            before = self._read(file)
+            for name in [*record, *before]:
+                if name not in free and before.get(name) != record.get(name):
+                    raise differs(name, before.get(name), record.get(name))
+        if self.writes:
+            self.write_text(file, json.dumps(record, indent=2) + "\n")
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{file} is damaged ({error}): choose a new run_folder") from error
+
+    def write_text(self, file: Path, text: str) -> None:
+        """Writes the file aside and renames it. Raises DiskFull."""
+        with weights.atomic_file(file) as aside:
+            Path(aside).write_text(text, encoding="utf-8")
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of this step is or will be."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def found(self) -> list[Path]:
+        """The checkpoints that are there, newest first. What an interrupted write left aside is none of them."""
+        if not self.checkpoints.is_dir():
+            return []
+        steps = {int(m[1]): path for path in self.checkpoints.iterdir() if (m := _CHECKPOINT.fullmatch(path.name))}
+        return [steps[step] for step in sorted(steps, reverse=True)]
+
+    def prune(self, keep: int) -> None:
+        """Removes all checkpoints but the newest `keep`. Rank 0 does it."""
+        if not self.writes:
+            return
+        for old in self.found()[keep:]:
+            # A removal that is killed half-way must not leave what looks like a checkpoint.
+            old.rename(old.with_name(f".{old.name}.removed"))
+        for doomed in self.checkpoints.glob(".*.removed"):
+            shutil.rmtree(doomed)
+
+    def set_aside(self, damaged: list[Path]) -> None:
+        """Renames checkpoints that cannot be read, so that none is taken for one again."""
+        for path in damaged if self.writes else []:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)

@@ -1,0 +1,139 @@
+"""What a run may be told. One number, one owner: each of these is said here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.errors import SettingsError, nearest
+
+
+def _free(default: Any) -> Any:
+    """A setting that changes how a run is watched or stored, not what it computes: it may differ when resuming."""
+    return field(default=default, metadata={"free": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one run; the names are FlagAI's where it has them. Raises SettingsError at the door.
+
+    `lr=None` is the client optimizer's own rate, or 1e-3. `steps` are updates of the weights; give `steps` or `epochs`.
+    `batch_size` is samples per process and micro-batch, so an update sees batch_size * gradient_accumulation_steps *
+    processes. `warm_up` below 1 is a fraction of the run, from 1 on it is steps. `lr_floor` is a fraction of `lr`.
+    `clip_grad=0` does not clip. `best` is the name of the evaluation number that chooses the weights in `best/`;
+    any but "loss" needs `maximise` to say whether high is good. `run_folder=None` writes nothing.
+    """
+
+    env_type: str = "pytorch"
+    pytorch_device: Any = _free(None)
+    experiment_name: str = _free("zoo")
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    lr: float | None = None
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warm_up: float = 0.1
+    lr_decay: str = "cosine"
+    lr_floor: float = 0.0
+    clip_grad: float = 1.0
+    precision: str = "fp32"
+    checkpoint_activations: bool = _free(False)
+    compile: bool = _free(False)
+    seed: int = 1234
+    num_workers: int = _free(0)
+    log_interval: int = _free(100)
+    eval_interval: int = _free(1000)
+    save_interval: int = _free(1000)
+    keep: int = _free(3)
+    best: str = _free("loss")
+    maximise: bool | None = _free(None)
+    run_folder: str | Path | None = _free(None)
+    tensorboard: bool = _free(False)
+    progress: bool = _free(True)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "gradient_accumulation_steps", "log_interval", "eval_interval", "save_interval"):
+            self._whole(name, 1)
+        for name in ("keep", "epochs", "steps"):
+            if getattr(self, name) is not None:
+                self._whole(name, 1)
+        self._whole("num_workers", 0)
+        self._whole("seed", 0)
+        self._choice("precision", ("fp32", "bf16", "fp16"))
+        self._choice("lr_decay", ("cosine", "linear", "constant"))
+        for name in ("weight_decay", "warm_up", "clip_grad", "eps"):
+            self._between(name, 0, float("inf"))
+        self._between("lr_floor", 0, 1)
+        if self.lr is not None:
+            self._between("lr", 0, float("inf"))
+        if len(tuple(self.betas)) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise SettingsError(f"betas={self.betas!r}: give two numbers from 0 to below 1, as (0.9, 0.999)")
+        if self.epochs is not None and self.steps is not None:
+            raise SettingsError(f"epochs={self.epochs} and steps={self.steps}: give one of them, the other follows")
+        if self.best != "loss" and self.maximise is None:
+            raise SettingsError(f"best={self.best!r}: say maximise=True if a high number is good, else maximise=False")
+
+    def _whole(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise SettingsError(f"{name}={value!r}: give a whole number, {least} or more")
+
+    def _between(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+            upper = "" if high == float("inf") else f" to {high}"
+            raise SettingsError(f"{name}={value!r}: give a number from {low}{upper}")
+
+    def _choice(self, name: str, known: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in known:
+            raise SettingsError(f"{name}={value!r}: choose one of {', '.join(known)}")
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON can hold them."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["betas"] = list(self.betas)
+        return {name: str(v) if isinstance(v, (Path, torch.device)) else v for name, v in plain.items()}
+
+
+FREE = frozenset(f.name for f in fields(Settings) if f.metadata.get("free"))
+_NAMES = tuple(f.name for f in fields(Settings))
+
+
+def from_words(words: dict[str, Any]) -> Settings:
+    """Keywords -> Settings. Takes FlagAI's `fp16`, `save_dir` and an empty `load_dir` too. Unknown -> SettingsError."""
+    words = dict(words)
+    if words.pop("fp16", False) and words.setdefault("precision", "fp16") != "fp16":
+        raise SettingsError(f"fp16=True and precision={words['precision']!r}: give one of them")
+    if "save_dir" in words:
+        save_dir = words.pop("save_dir")
+        if words.setdefault("run_folder", save_dir) != save_dir:
+            raise SettingsError(f"save_dir={save_dir!r} and run_folder={words['run_folder']!r}: give one of them")
+    if words.get("load_dir", "") is None:
+        del words["load_dir"]
+    for name in words:
+        if name == "load_dir":
+            raise SettingsError("load_dir: a run resumes by itself when it is started again with the same run_folder")
+        if name not in _NAMES:
+            raise SettingsError(f"no setting {name!r}; {nearest(name, _NAMES)}")
+    return Settings(**words)
+
+
+_WHY = {
+    "total_steps": " It follows from steps or epochs; it may change if lr_decay='constant' and warm_up is in steps.",
+    "samples": " The training data are not the same.",
+}
+
+
+def differs(name: str, before: Any, now: Any) -> SettingsError:
+    """The error of a run folder that was started with another value."""
+    return SettingsError(
+        f"{name}: this run folder was started with {before!r}, now it is {now!r}. "
+        f"Set it back to {before!r} to go on, or choose a new run_folder.{_WHY.get(name, '')}"
+    )

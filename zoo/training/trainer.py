@@ -1,0 +1,207 @@
+"""The trainer: settings at the door, one visible loop behind it.
+
+    trainer = Trainer(env_type="pytorch", epochs=5, batch_size=64, lr=1e-4, run_folder="runs/clip")
+    trainer.train(model, train_dataset=pairs, collate_fn=collate_fn)
+
+Any module whose forward(**batch) returns a dict with "loss" can be trained. The same command with the same run folder
+goes on where it was stopped, or killed: on the CPU bit for bit as if it had not been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from zoo import distributed
+from zoo.errors import SettingsError
+
+from .batches import Collate, DatasetBatches, LoaderBatches, evaluation_batches, length, open_batches
+from .engines import find_engine
+from .evaluation import NOT_FOR_THE_MODEL, Metrics, evaluate_batches, judging, loss_of
+from .log import logger
+from .run import Run
+from .run_folder import RunFolder, model_config
+from .schedule import Schedule, lr_at, warm_up_steps
+from .settings import from_words
+from .state_file import split
+from .stop_request import StopRequest
+
+
+class Trainer:
+    """`Trainer(**settings)`, see `Settings`. `tokenizer` is handed to metrics that ask for it. Raises SettingsError.
+
+    To change what a forward step is, subclass and override `forward_step`.
+    """
+
+    def __init__(self, *, tokenizer: Any = None, **settings: Any):
+        self.settings = from_words(settings)
+        self.tokenizer = tokenizer
+        self._engine = find_engine(self.settings.env_type)
+
+    def forward_step(self, data: Any, model: nn.Module, mems: Any = None) -> Mapping[str, Any]:
+        """One micro-batch on the device -> a dict with "loss", and "logits" if there are metrics. Override this one.
+
+        `mems` is FlagAI's, and None.
+        """
+        if not isinstance(data, Mapping):
+            raise SettingsError(
+                f"a batch is a {type(data).__name__}, but the model is called with names: give a collate_fn that "
+                "returns a dict, or override forward_step"
+            )
+        return model(**{name: value for name, value in data.items() if name not in NOT_FOR_THE_MODEL})
+
+    def train(
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        train_dataset: Any = None,
+        valid_dataset: Any = None,
+        metric_methods: Metrics = (),
+        collate_fn: Collate | None = None,
+        find_unused_parameters: bool = False,
+        *,
+        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    ) -> dict[str, Any]:
+        """Trains, in place, and returns the last logged numbers: {"step", "loss", ..., "eval": {...}}.
+
+        `optimizer`: a torch optimizer; a function model -> parameter groups, for AdamW; or None, for AdamW with our
+        groups. `lr_scheduler`: a torch scheduler, stepped once per update; a function step -> lr; or None, for the
+        schedule of the settings. `train_dataset`, `valid_dataset`: data sets, or ready DataLoaders, whose batch size
+        and order then hold. `metric_methods`: [[name, fn(logits, labels, meta=..., tokenizer=...)], ...]. `evaluate`:
+        model -> more numbers, logged and chosen by as the others are. `find_unused_parameters` is for DDP.
+
+        Raises SettingsError, EmptyDataset, DeviceNotFound, DiskFull, CheckpointError, WeightsMismatch,
+        TrainingDiverged; and KeyboardInterrupt after saving, on Ctrl-C.
+        """
+        self._check_evaluation(valid_dataset, metric_methods, evaluate)
+        model_config(model)
+        if self.settings.checkpoint_activations:
+            self._recompute(model)
+        batches = open_batches(train_dataset, self.settings, collate_fn)
+        engine = self._engine(model, optimizer, self.settings, self.forward_step)
+        total = self._total_steps(batches)
+        schedule = self._schedule(engine.group_lrs, lr_scheduler, total)
+
+        def numbers() -> dict[str, float]:
+            found: dict[str, float] = {}
+            with judging(model, engine.device, self.settings.seed):
+                if valid_dataset is not None:
+                    judged = evaluation_batches(valid_dataset, self.settings, collate_fn)
+                    found |= evaluate_batches(engine, judged, metric_methods, self.tokenizer)
+                return found | evaluate(model) if evaluate is not None else found
+
+        judges = valid_dataset is not None or evaluate is not None
+        folder = None
+        if self.settings.run_folder is not None:
+            folder = RunFolder(self.settings.run_folder, writes=distributed.rank() == 0)
+        run = Run(
+            settings=self.settings,
+            engine=engine,
+            schedule=schedule,
+            batches=batches,
+            total=total,
+            evaluate=numbers if judges else None,
+            folder=folder,
+        )
+        with folder.alone() if folder else nullcontext():
+            run.resume()
+            return self._loop(run)
+
+    def _loop(self, run: Run) -> dict[str, Any]:
+        """The loop. One turn is one micro-batch; what follows `engine.step` happens once per update of the weights."""
+        settings, engine = self.settings, run.engine
+        if run.step >= run.total:
+            return run.finished()
+        engine.model.train()
+        micro = settings.gradient_accumulation_steps
+        batches = run.batches.between(run.step * micro, run.total * micro)
+        with StopRequest() as stop, run.open_log():
+            for epoch, batch in run.clock.waiting(batches):
+                loss = loss_of(engine.forward(batch))
+                engine.backward(loss)
+                run.meter.add(loss)
+                run.clock.samples += length(batch)
+                lrs = run.schedule(run.step)
+                if not engine.step(lrs):
+                    continue
+
+                run.step += 1
+                run.meter.close(engine.grad_norm)
+                run.schedule.advance()
+                run.log.tick()
+                done = run.step == run.total
+                judged = run.evaluate is not None and (done or run.step % settings.eval_interval == 0)
+                numbers = run.judge() if judged else None
+                if judged or done or run.step % settings.log_interval == 0:
+                    run.write_line(epoch, lrs[0], numbers)
+                if judged:
+                    run.consider(numbers)
+                if done:
+                    run.finish()
+                if done or stop.asked or run.step % settings.save_interval == 0:
+                    run.save()
+                if stop.asked and not done:
+                    raise KeyboardInterrupt(run.where())
+        return run.line
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        dataset: Any,
+        metric_methods: Metrics = (),
+        collate_fn: Collate | None = None,
+    ) -> dict[str, float]:
+        """{"loss": the mean over samples, and a number per metric} of a data set or DataLoader, labels or not.
+
+        The model's mode and all random numbers are after as they were before. Raises SettingsError, EmptyDataset.
+        """
+        engine = self._engine(model, None, self.settings, self.forward_step, trains=False)
+        with judging(model, engine.device, self.settings.seed):
+            batches = evaluation_batches(dataset, self.settings, collate_fn)
+            return evaluate_batches(engine, batches, metric_methods, self.tokenizer)
+
+    def _check_evaluation(self, valid_dataset: Any, metric_methods: Metrics, evaluate: Any) -> None:
+        best = self.settings.best
+        known = ["loss", *(name for name, _ in metric_methods)] if valid_dataset is not None else []
+        if metric_methods and valid_dataset is None:
+            raise SettingsError("metric_methods need a valid_dataset to be measured on")
+        if best != "loss" and evaluate is None and best not in known:
+            raise SettingsError(
+                f"best={best!r}, but the evaluation gives {', '.join(known) or 'nothing'}: choose of these"
+            )
+
+    @staticmethod
+    def _recompute(model: nn.Module) -> None:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise SettingsError(
+                f"checkpoint_activations=True, but {type(model).__name__} has no set_grad_checkpointing(): "
+                "set it to False, or add the method"
+            )
+        model.set_grad_checkpointing(True)
+
+    def _total_steps(self, batches: DatasetBatches | LoaderBatches) -> int:
+        settings = self.settings
+        if settings.steps is not None:
+            return settings.steps
+        if batches.per_epoch is None:
+            raise SettingsError("the training data have no length, so epochs have no end: give steps")
+        # Accumulation goes on across the end of an epoch; micro-batches too few for an update at the very end are left.
+        return max(1, (settings.epochs or 1) * batches.per_epoch // settings.gradient_accumulation_steps)
+
+    def _schedule(self, groups: list[float], client: Any, total: int) -> Schedule:
+        settings, peak = self.settings, groups[0]
+        if client is None and settings.lr is not None and settings.lr != peak:
+            logger.warning("the optimizer says lr=%g and the trainer lr=%g, which holds", peak, settings.lr)
+            groups = [lr * settings.lr / peak if peak else settings.lr for lr in groups]
+        warm_up = warm_up_steps(settings.warm_up, total)
+        lr_of = partial(
+            lr_at, peak=groups[0], total=total, warm_up=warm_up, decay=settings.lr_decay, floor=settings.lr_floor
+        )
+        schedule = Schedule(groups, lr_of, client)
+        split(schedule.state(), {})  # what no checkpoint can hold is said now, not at the first save
+        return schedule
