@@ -234,7 +234,10 @@ def sources(tmp_path, monkeypatch):
     first, twin = hub.File(name="first.pt", url="https://a.invalid"), hub.File(name="twin.pt", url="https://b.invalid")
     tiny_card(monkeypatch, dataclasses.asdict(TINY), files=(first,), alternatives=(twin,))
     asked: list[str] = []
-    answers: dict[str, object] = {"first.pt": DownloadError("gone"), "twin.pt": tmp_path / "there" / "model.safetensors"}
+    answers: dict[str, object] = {
+        "first.pt": DownloadError("gone"),
+        "twin.pt": tmp_path / "there" / "model.safetensors",
+    }
 
     def fetch(file, folder):
         asked.append(file.name)

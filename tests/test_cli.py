@@ -303,6 +303,8 @@ def test_match_draws_the_map(tiny, pictures, tmp_path: Path, capsys: pytest.Capt
     with Image.open(path) as drawn:
         assert drawn.width > 2 * 72 and drawn.height > 4 * 72
     assert ".png" in fails(capsys, "match", *pictures, *TEXTS, *tiny, "--plot", str(tmp_path / "map.xyz"))
+    nowhere = str(tmp_path / "no" / "map.png")
+    assert f"zoo: {nowhere}: No such file" in fails(capsys, "match", *pictures, *TEXTS, *tiny, "--plot", nowhere)
 
 
 def test_match_needs_captions_to_choose_among(pictures, capsys: pytest.CaptureFixture):

@@ -89,7 +89,9 @@ def run(argv: list[str]) -> int:
     except (ZooError, OSError) as error:
         if debug:
             raise
-        print(f"zoo: {' '.join(str(error).split())}", file=sys.stderr)
+        ours = isinstance(error, ZooError) or not error.filename
+        text = str(error) if ours else f"{error.filename}: {error.strerror}"
+        print(f"zoo: {' '.join(text.split())}", file=sys.stderr)
         return FAILED
 
 

@@ -63,6 +63,8 @@ def test_a_card_cannot_be_changed():
 
 
 def test_listing_costs_no_torch():
-    code = "import sys, zoo.catalog; zoo.catalog.list_models(); print({'torch', 'transformers', 'PIL'} & set(sys.modules))"
+    code = (
+        "import sys, zoo.catalog; zoo.catalog.list_models(); print({'torch', 'transformers', 'PIL'} & set(sys.modules))"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -112,7 +112,7 @@ def test_evaluation_leaves_modes_gradients_and_chance_as_they_were(toy):
 
 
 def test_a_runs_numbers_are_in_its_log_and_the_best_are_kept(toy, tmp_path):
-    """A later, worse number does not replace the best; the loss of the data set and the client's numbers stand together."""
+    """A worse number does not replace the best; the loss of the data set and the client's numbers stand together."""
     values = iter([5.0, 9.0, 7.0, float("nan")])
     words = dict(valid_dataset=toy.Points(5), evaluate=lambda model: {"R@1": next(values)})
     toy.train(tmp_path, steps=8, eval_interval=2, log_interval=3, best="R@1", maximise=True, call=words)

@@ -63,10 +63,9 @@ def test_lines_after_the_checkpoint_and_torn_ones_are_cut_off(tmp_path, text, ke
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_a_full_disk(tmp_path):
-    with Log(tmp_path / "log.jsonl", 2, 0, progress=False, tensorboard=False) as log, open("/dev/full", "w") as full:
-        log.file.close()
-        log.file = full
-        with pytest.raises(DiskFull, match="the same command"):
+    with pytest.raises(DiskFull, match="the same command"):
+        with Log(tmp_path / "log.jsonl", 2, 0, progress=False, tensorboard=False) as log:
+            os.dup2(os.open("/dev/full", os.O_WRONLY), log.file.fileno())
             log.write({"step": 1})
 
 

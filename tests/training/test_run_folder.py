@@ -24,13 +24,8 @@ def names(folder: RunFolder) -> list[str]:
 
 
 def test_checkpoints_are_found_newest_first_and_nothing_else(folder):
-    for name in (
-        "step-00000002",
-        "step-00000010",
-        "step-100000000",
-        ".step-00000011.host.1.partial",
-        "damaged-step-00000012",
-    ):
+    others = (".step-00000011.host.1.partial", "damaged-step-00000012")
+    for name in ("step-00000002", "step-00000010", "step-100000000", *others):
         (folder.checkpoints / name).mkdir()
     assert [path.name for path in folder.found()] == ["step-100000000", "step-00000010", "step-00000002"]
     assert folder.checkpoint(10) == folder.found()[1]

@@ -42,6 +42,7 @@ HF_TEXT_DEFAULTS = {
     "chinese_clip": {"num_attention_heads": 12, "hidden_act": "gelu"},
     "altclip": {"num_attention_heads": 16, "hidden_act": "gelu", "project_dim": 768, "pad_token_id": 1},
 }
+SHOWN_CLASHES = 4
 PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
 OPEN_CLIP_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
 OPEN_CLIP_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
@@ -182,14 +183,14 @@ def agree(sources: Mapping[str, Facts]) -> Facts:
     """The facts of all sources, named. Raises WeightsMismatch where two contradict each other."""
     facts: Facts = {}
     said: dict[str, str] = {}
+    clashes: list[str] = []
     for source, its_facts in sources.items():
         for field, value in its_facts.items():
-            if field in facts and facts[field] != value:
-                raise WeightsMismatch(
-                    f"{field} is {facts[field]!r} by {said[field]} and {value!r} by {source}: "
-                    f"these are of two different models"
-                )
-            facts[field], said[field] = value, source
+            if facts.setdefault(field, value) != value:
+                clashes.append(f"{field} is {facts[field]!r} by {said[field]} and {value!r} by {source}")
+            said.setdefault(field, source)
+    if clashes:
+        raise WeightsMismatch("these are of two different models: " + "; ".join(clashes[:SHOWN_CLASHES]))
     return facts
 
 

@@ -127,7 +127,7 @@ class Log:
         self.file = self.board = self.bar = None
         if file is not None and speaks:
             keep_lines(file, done)
-            self.file = file.open("a", encoding="utf-8")
+            self.file = file.open("ab", buffering=0)  # no line waits where a kill or a full disk loses it
             if tensorboard:
                 self.board = _open_board(file.parent / "tensorboard", done)
         if progress and speaks:
@@ -151,15 +151,10 @@ class Log:
     def write(self, line: dict[str, Any]) -> None:
         """One logged step. Raises DiskFull."""
         if self.file is not None:
-            try:
-                self.file.write(json.dumps(line) + "\n")
-                self.file.flush()
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                raise DiskFull(
-                    f"no room to write {self.file.name}: make some, and run the same command again"
-                ) from error
+            text = memoryview((json.dumps(line) + "\n").encode())
+            with self._room():
+                while text:
+                    text = text[self.file.write(text) :]
         if self.board is not None:
             numbers = {k: v for k, v in line.items() if k not in ("step", "eval") and v is not None}
             for name, value in (numbers | {f"eval/{k}": v for k, v in line.get("eval", {}).items()}).items():
@@ -171,9 +166,19 @@ class Log:
             logger.info("%s", line)
 
     def sync(self) -> None:
-        """The lines so far are on the disk: a checkpoint follows, and must not know of lines that are not."""
+        """Puts the lines so far on the disk: a checkpoint must not know of lines that are not. Raises DiskFull."""
         if self.file is not None:
-            os.fsync(self.file.fileno())
+            with self._room():
+                os.fsync(self.file.fileno())
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DiskFull(f"no room left to write {self.file.name}: free some and run the same command") from error
 
 
 def keep_lines(file: Path, last: int) -> None:

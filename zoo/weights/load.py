@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from zoo.errors import DeviceNotFound, WeightsMismatch
 
 _NAMED = 8  # how many names an error lists
+_FILLS = frozenset(  # what initialises parameters, in torch.nn.init and of a tensor
+    (
+        "normal_",
+        "uniform_",
+        "trunc_normal_",
+        "kaiming_uniform_",
+        "constant_",
+        "zero_",
+        "fill_",
+        "mul_",
+        "add_",
+        "clamp_",
+    )
+    + ("erfinv_", "copy_")
+)
+
+
+class _WithoutNumbers(TorchFunctionMode):
+    """Leaves out what would fill a tensor on `meta`: the first such call costs torch a second of imports."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")
+        if isinstance(filled, Tensor) and filled.is_meta and getattr(func, "__name__", "") in _FILLS:
+            return filled
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Models that are built in this block have shapes and no numbers: they take neither memory nor time."""
+    with torch.device("meta"), _WithoutNumbers():
+        yield
 
 
 def load(
