@@ -34,7 +34,7 @@ TEXT = dict(
 # transformers' classes by model_type: model, config, what the text config has beyond TEXT, and the padding.
 KINDS = {
     "clip": (transformers.CLIPModel, transformers.CLIPConfig, dict(bos_token_id=58, eos_token_id=59), 0),
-    "chinese_clip": (transformers.ChineseCLIPModel, transformers.ChineseCLIPConfig, {}, 0),
+    "chinese_clip": (transformers.ChineseCLIPModel, transformers.ChineseCLIPConfig, dict(layer_norm_eps=0.01), 0),
     "altclip": (transformers.AltCLIPModel, transformers.AltCLIPConfig, dict(project_dim=20), 1),
 }
 

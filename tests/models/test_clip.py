@@ -213,7 +213,7 @@ def test_checkpointing_reaches_both_towers_and_changes_no_gradient(config: ClipC
 # --- locking ---
 @pytest.mark.parametrize("tower", ["image", "text"])
 @pytest.mark.parametrize("config", [TINY, RESNET, BERT], ids=["vit", "resnet", "bert"])
-@pytest.mark.parametrize("unlocked", [0, 1, 2, 99])
+@pytest.mark.parametrize("unlocked", [0, 1, 2, 5])  # 5 is more than a tiny transformer has
 def test_lock_freezes_what_it_says(config: ClipConfig, tower: str, unlocked: int):
     model = Clip(config)
     model.lock(tower, unlocked)

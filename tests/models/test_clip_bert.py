@@ -63,6 +63,12 @@ def test_xlm_roberta_counts_places_from_the_row_after_its_paddings():
 
 
 @both
+def test_every_norm_has_the_configs_epsilon(config: BertConfig):
+    norms = [module for module in BertTransformer(config, 8).modules() if isinstance(module, nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {config.eps}
+
+
+@both
 def test_checkpointing_changes_neither_output_nor_gradients(config: BertConfig):
     tower, caption, found = BertTransformer(config, 8).train(), tokens(config), []
     for tower.checkpointing in (False, True):

@@ -14,27 +14,17 @@ from zoo.errors import DeviceNotFound, WeightsMismatch
 
 _NAMED = 8  # how many names an error lists
 _FILLS = frozenset(  # what initialises parameters, in torch.nn.init and of a tensor
-    (
-        "normal_",
-        "uniform_",
-        "trunc_normal_",
-        "kaiming_uniform_",
-        "constant_",
-        "zero_",
-        "fill_",
-        "mul_",
-        "add_",
-        "clamp_",
-    )
-    + ("erfinv_", "copy_")
+    "normal_ uniform_ trunc_normal_ kaiming_uniform_ constant_ zero_ fill_ mul_ add_ clamp_ erfinv_ copy_".split()
 )
 
 
 class _WithoutNumbers(TorchFunctionMode):
-    """Leaves out what would fill a tensor on `meta`: the first such call costs torch a second of imports."""
+    """Leaves out what would draw numbers for `meta`: the first such call makes torch import its compiler, for seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if func in (torch.randn, torch.rand):
+            return torch.empty(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
         filled = args[0] if args else kwargs.get("tensor")
         if isinstance(filled, Tensor) and filled.is_meta and getattr(func, "__name__", "") in _FILLS:
             return filled

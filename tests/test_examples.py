@@ -1,0 +1,99 @@
+"""The scripts of examples/ run as a user runs them, and what they leave can be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from zoo import AutoLoader, weights
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def start(script: str, *args: str, cwd: Path) -> subprocess.Popen:
+    command = [sys.executable, str(EXAMPLES / script), *args]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(script: str, *args: str, cwd: Path) -> str:
+    out, err = (process := start(script, *args, cwd=cwd)).communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """Forty pictures and their captions."""
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = ["title\tfilepath"]
+    for i in range(40):
+        Image.new("RGB", (70 + i, 80), (6 * i, 255 - 5 * i, (40 * i) % 256)).save(folder / f"{i}.png")
+        lines.append(f"colour number {i}\t{i}.png")
+    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def settings(pairs: Path, folder: str) -> list[str]:
+    data = ["--pairs", str(pairs / "pairs.tsv"), "--pictures", str(pairs), "--run-folder", folder]
+    return [*data, "--steps", "14", "--batch-size", "16", "--save-interval", "3", "--log-interval", "1"]
+
+
+def lines(folder: Path) -> list[dict]:
+    file = folder / "log.jsonl"
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_clip_training_killed_at_three_random_steps_ends_in_the_same_weights(pairs, tmp_path):
+    run("train_clip.py", *settings(pairs, "whole"), cwd=tmp_path)
+    whole = weights.read(tmp_path / "whole")
+
+    folder = tmp_path / "killed"
+    for step in sorted(random.sample(range(1, 14), 3)):
+        process = start("train_clip.py", *settings(pairs, "killed"), cwd=tmp_path)
+        deadline = time.monotonic() + 120
+        while len(lines(folder)) < step and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"was to be killed at step {step}"
+    run("train_clip.py", *settings(pairs, "killed"), cwd=tmp_path)
+
+    killed = weights.read(folder)
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    same = ("step", "loss", "lr", "grad_norm")
+    assert [[line[k] for k in same] for line in lines(folder)] == [
+        [line[k] for k in same] for line in lines(tmp_path / "whole")
+    ]
+
+
+def test_what_clip_training_leaves_is_loaded_by_name_with_its_tokenizer(pairs, tmp_path):
+    run("train_clip.py", *settings(pairs, "run"), "--loss", "sigmoid", "--chunk", "5", cwd=tmp_path)
+    assert {"settings.json", "log.jsonl", "checkpoints", "model.safetensors", "config.json", "merges.txt.gz"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+    loader = AutoLoader("txt_img_matching", "clip", weights=tmp_path / "run")
+    model, tokenizer = loader.get_model(), loader.get_tokenizer()
+    tokens = tokenizer.tokenize_as_tensor(["colour number 1", "颜色"])
+    image = loader.get_transform()(Image.new("RGB", (70, 80)))[None]
+    assert tokenizer.vocab_size == 4096
+    assert model.config.loss == "sigmoid"
+    assert model.similarity(image, tokens).shape == (1, 2)
+
+
+def test_the_settings_of_clip_training_are_explained():
+    out = run("train_clip.py", "--help", cwd=EXAMPLES)
+    for word in ("--env-type", "--steps", "--batch-size", "--run-folder", "--seed"):
+        assert word in out
