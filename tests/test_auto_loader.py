@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from zoo.errors import (
 from zoo.models.clip import Clip, ClipConfig, TextConfig, VitConfig
 from zoo.models.clip_resnet import ResNetConfig
 
+ROOT = Path(__file__).parent.parent
 TASK = "txt_img_matching"
 VOCAB = 516  # 256 bytes, 256 that end a word, two merges, start and end
 TINY = ClipConfig(
@@ -286,10 +289,20 @@ def test_weights_of_ones_own_are_never_downloaded(sources, tmp_path):
 
 
 def test_the_packaged_model_matches_pictures_and_words():
-    card = catalog.find(TASK, "clip-emoji-tiny")
-    if not hub.is_here(card.files[0]):
-        pytest.skip("the packaged weights are not made yet")
     loader = AutoLoader(TASK, "clip-emoji-tiny", device="cpu")
     model, tokenizer, transform = loader.get_model(), loader.get_tokenizer(), loader.get_transform()
     image = transform(Image.new("RGB", (72, 72), "red"))[None]
     assert model.similarity(image, tokenizer(["red square", "blue circle"])).shape == (1, 2)
+
+
+def test_loading_does_not_import_torchs_compiler(tmp_path):
+    """It takes seconds, and building a network on meta asks for it."""
+    save(Clip(TINY), tmp_path)
+    code = f"""if True:
+        import sys
+        from zoo import AutoLoader
+        AutoLoader({TASK!r}, "clip", weights={str(tmp_path)!r}, device="cpu").get_model()
+        print("torch._dynamo" in sys.modules)
+    """
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.strip() == "False", run.stderr

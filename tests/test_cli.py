@@ -22,6 +22,7 @@ from zoo.catalog import find, list_models
 from zoo.cli import main
 from zoo.commands import demo, tables
 from zoo.commands.catalog import card_of
+from zoo.commands.evaluate import kind_of
 from zoo.models.clip import Clip, ClipConfig, TextConfig, VitConfig
 from zoo.weights import write
 
@@ -473,3 +474,19 @@ def test_sizes_are_said_for_people(size: float | None, text: str):
 )
 def test_counts_are_said_for_people(count: float | None, text: str):
     assert tables.in_millions(count) == text
+
+
+def test_a_kind_is_the_one_kind_word_of_a_caption():
+    assert kind_of("flag: Brazil") == "flag"
+    assert kind_of("cat face") is None  # two kinds
+    assert kind_of("volcano") is None
+    assert kind_of("handbag") is None  # a word, not letters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("metric", "least"), [("zero-shot", 0.5), ("linear-probe", 0.85)])
+def test_the_packaged_model_tells_kinds_apart(metric, least, capsys):
+    assert main(["eval", "clip", "--metric", metric, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] > least > found["commonest"]
+    assert found["kinds"] == 12

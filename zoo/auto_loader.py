@@ -93,12 +93,10 @@ class AutoLoader:
         Raises WeightsMismatch for weights of another model or size, UnreadableWeights, UnsafePickle, DownloadError.
         """
         if self._model is None:
-            import torch
-
             from zoo import weights
 
             state, config = self._state_and_config()
-            with torch.device("meta"):
+            with weights.blank():
                 model = self.card.build(config)
             self._model = weights.load(model, state, device=self.device, dtype=self.dtype).eval()
             self._converted = {}, config  # the model holds the tensors now

@@ -67,6 +67,17 @@ def test_the_state_is_all_that_a_model_holds(config: ClipConfig):
 
 
 # --- towers ---
+@pytest.mark.parametrize(
+    "tensor", ["image.positions", "image.project.weight", "image.pool.positions", "text.positions"]
+)
+def test_towers_start_as_published(tensor: str):
+    """Random, of a deviation of 1 / sqrt(width), but for text positions, of 0.01."""
+    model = Clip(RESNET if "pool" in tensor else TINY)
+    found = model.get_parameter(tensor)
+    expected = 0.01 if tensor == "text.positions" else found.shape[-1] ** -0.5
+    assert found.std().item() == pytest.approx(expected, rel=0.2)
+
+
 def test_text_after_the_end_token_changes_nothing():
     model, tokens = Clip(TINY).eval(), captions(4)
     noisy = torch.where(tokens == 0, torch.randint(1, 38, tokens.shape), tokens)

@@ -113,15 +113,15 @@ def test_evaluation_leaves_modes_gradients_and_chance_as_they_were(toy):
 
 def test_a_runs_numbers_are_in_its_log_and_the_best_are_kept(toy, tmp_path):
     """A worse number does not replace the best; the loss of the data set and the client's numbers stand together."""
-    values = iter([5.0, 9.0, 7.0, float("nan")])
+    values = iter([float("nan"), 5.0, 9.0, 7.0])
     words = dict(valid_dataset=toy.Points(5), evaluate=lambda model: {"R@1": next(values)})
     toy.train(tmp_path, steps=8, eval_interval=2, log_interval=3, best="R@1", maximise=True, call=words)
     lines = toy.lines(tmp_path)
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 8]
-    assert [line["eval"]["R@1"] for line in lines if "eval" in line] == [5.0, 9.0, 7.0, None]
+    assert [line["eval"]["R@1"] for line in lines if "eval" in line] == [None, 5.0, 9.0, 7.0]
     best = json.loads((tmp_path / "best" / "metrics.json").read_text())
-    assert (best["step"], best["R@1"]) == (4, 9.0)
-    assert best["loss"] == lines[2]["eval"]["loss"]
+    assert (best["step"], best["R@1"]) == (6, 9.0)
+    assert best["loss"] == lines[3]["eval"]["loss"]
     assert (tmp_path / "best" / "config.json").read_text() == (tmp_path / "config.json").read_text()
     assert not toy.same(weights.read(tmp_path / "best"), weights.read(tmp_path))
 

@@ -31,7 +31,8 @@ from zoo.training import Trainer
         (dict(save_dir="a", run_folder="b"), "give one of them"),
         (dict(clip_grad=-1.0), "clip_grad"),
         (dict(num_workers=-1), "num_workers"),
-        (dict(keep=0), "keep"),
+        (dict(keep=0), "keep=0"),
+        (dict(keep=None), "keep=None"),
     ],
     ids=str,
 )

@@ -15,15 +15,19 @@ from zoo.errors import DeviceNotFound, EmptyDataset, SettingsError, TrainingDive
 from zoo.training import Trainer
 
 
-def step_once(toy, batch_size: int, accumulation: int, **changed) -> nn.Module:
-    changed = dict(steps=3, batch_size=batch_size, gradient_accumulation_steps=accumulation, **changed)
-    return toy.train(None, toy.Net(dropout=0.0), toy.Points(24), **changed)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_accumulating_4_x_2_equals_one_batch_of_8(toy, optimizer):
+    """SGD, for Adam does not see the size of a gradient; and without clipping, which hides it too."""
 
+    def trained(batch_size: int, accumulation: int) -> dict:
+        model = toy.Net(dropout=0.0)
+        words = dict(steps=3, batch_size=batch_size, gradient_accumulation_steps=accumulation, clip_grad=0)
+        call = {"optimizer": optimizer(model.parameters(), lr=1e-2)}
+        return toy.train(None, model, toy.Points(24), call, **words).state_dict()
 
-def test_accumulating_4_x_2_equals_one_batch_of_8(toy):
-    one, two = step_once(toy, 8, 1), step_once(toy, 2, 4)
-    for name, tensor in one.state_dict().items():
-        torch.testing.assert_close(two.state_dict()[name], tensor, rtol=0, atol=1e-6)
+    one, two = trained(8, 1), trained(2, 4)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-6)
     assert not toy.same(one, toy.Net(dropout=0.0))
 
 
@@ -224,10 +228,11 @@ def test_a_ready_data_loader_is_resumed_exactly(toy, tmp_path, workers):
     def stop():
         raise RuntimeError
 
-    expected = toy.train(tmp_path / "a", data=loader())
+    mid_epoch = {"save_interval": 4}  # 8 micro-batches, and an epoch has 6
+    expected = toy.train(tmp_path / "a", data=loader(), **mid_epoch)
     with pytest.raises(RuntimeError):
-        toy.train(tmp_path / "b", toy.Killed(17, stop), loader())
-    assert toy.same(toy.train(tmp_path / "b", data=loader()), expected)
+        toy.train(tmp_path / "b", toy.Killed(13, stop), loader(), **mid_epoch)
+    assert toy.same(toy.train(tmp_path / "b", data=loader(), **mid_epoch), expected)
     assert toy.lines(tmp_path / "b") == toy.lines(tmp_path / "a")
 
 
@@ -289,6 +294,24 @@ def test_activations_are_recomputed_where_the_model_can(toy):
             self.enabled = enable
 
     assert toy.train(None, Can(), checkpoint_activations=True).enabled is True
+
+
+def test_a_compiled_model_is_called_and_the_plain_one_is_saved(toy, whole, tmp_path, monkeypatch):
+    called = []
+
+    class Compiled(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.plain = model
+
+        def forward(self, **batch):
+            called.append(1)
+            return self.plain(**batch)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    assert toy.same(toy.train(tmp_path, compile=True), whole["state"])
+    assert len(called) == 24
+    assert toy.same(weights.read(tmp_path), whole["state"])
 
 
 def test_engines_to_come_are_named():

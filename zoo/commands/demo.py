@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.commands.evaluate import figures, retrieval
+from zoo.commands.evaluate import figures, in_words, retrieval, zero_shot
 from zoo.commands.match import match
 from zoo.commands.model_options import Matcher, add_model_options, load_matcher
 from zoo.commands.tables import in_millions
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     say(3, "finding the caption of each test picture among all of them, and the reverse")
     print("    " + figures(retrieval(matcher, "emoji", "test")).replace("\n", "\n    "))
 
-    say(4, "naming the group of each test picture from prompts, without having learnt groups")
-    print(f"    {classify_groups(matcher)}")
+    say(4, "telling flags, faces, hearts, ... apart by the nearest word, without having learnt kinds")
+    print(f"    {in_words(zero_shot(matcher, 'emoji', 'test'))}")
 
     folder = new_folder(args.out / "run")
     say(5, f"training a new model of the same size for {STEPS} steps of {BATCH} pairs")
@@ -102,31 +102,6 @@ def beside(maps: list[Image]) -> Image:
     for i, picture in enumerate(maps):
         canvas.paste(picture, (sum(m.width for m in maps[:i]), 0))
     return canvas
-
-
-def classify_groups(matcher: Matcher) -> str:
-    """Zero-shot classification of the test pictures into emoji groups -> one line."""
-    import torch
-
-    from zoo.data import open_dataset
-    from zoo.metrics.embed import embed
-    from zoo.metrics.zero_shot import accuracy, class_weights, logits
-
-    def encode(texts: list[str]) -> torch.Tensor:
-        with torch.inference_mode():
-            return (
-                matcher.model.encode_text(matcher.tokenizer.tokenize_as_tensor(texts).to(matcher.device)).float().cpu()
-            )
-
-    dataset = open_dataset("emoji", "test", matcher.transform, matcher.tokenizer)
-    groups = [dataset.row(i)["group"] for i in range(len(dataset))]
-    names = sorted(set(groups))
-    (images,) = embed((matcher.model.encode_image,), dataset, device=matcher.device)
-    found = accuracy(logits(images, class_weights(names, encode)), [names.index(group) for group in groups])
-    return (
-        f"{100 * found.top1:.1f} % right of {found.pictures} pictures in {found.classes} groups; "
-        f"chance {100 * found.chance:.1f} %, always the largest group {100 * found.largest_class:.1f} %"
-    )
 
 
 def train(matcher: Matcher, folder: Path) -> Iterator[dict]:

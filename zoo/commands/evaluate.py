@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 from zoo.commands.model_options import Matcher, add_model_options, load_matcher
 from zoo.commands.tables import as_json, table
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from zoo.metrics.retrieval import Ranks
 
 FAMILIES = ("clip",)
+# Words that many captions of the emoji set hold; most of them are never a whole caption.
+KINDS = ("flag", "face", "heart", "button", "hand", "woman", "man", "clock", "cat", "moon", "book", "sun")
 EXAMPLES = """\
 examples:
   zoo eval clip
   zoo eval clip --model clip-emoji-tiny --data emoji --split test --language zh
+  zoo eval clip --metric zero-shot
+  zoo eval clip --metric linear-probe
 """
 
 
@@ -24,6 +31,13 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
     parser = commands.add_parser("eval", help="measure a model on a data set", epilog=EXAMPLES, **settings)
     parser.add_argument(
         "family", choices=FAMILIES, help="what is measured: clip, the retrieval of captions and pictures"
+    )
+    parser.add_argument(
+        "--metric",
+        choices=("retrieval", *LABELLED),
+        default="retrieval",
+        help="retrieval of captions and pictures; or the kind of a picture (flag, face, ...), by the nearest word or by "
+        "a linear classifier on the embeddings of the train split (default: %(default)s)",
     )
     parser.add_argument("--data", default="emoji", help="a named data set (default: %(default)s)")
     parser.add_argument("--split", default="test", help="which part of it (default: %(default)s)")
@@ -45,6 +59,10 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError(f"--batch-size {args.batch_size}: give 1 or more")
     open_dataset(args.data, args.split)  # a wrong name is said before a model is loaded
     matcher = load_matcher(args)
+    if args.metric in LABELLED:
+        labelled = LABELLED[args.metric](matcher, args.data, args.split, args.batch_size)
+        print(as_json(labelled) if args.json else f"{args.model} on {args.data}, {args.split}: {in_words(labelled)}")
+        return 0
     found = retrieval(matcher, args.data, args.split, args.language, args.batch_size)
     if args.json:
         about = {"model": args.model, "data": args.data, "split": args.split, "language": args.language}
@@ -70,6 +88,70 @@ def retrieval(matcher: Matcher, data: str, split: str, language: str = "en", bat
     number = {caption: i for i, caption in enumerate(captions)}
     owner = [number[caption] for caption in captions]
     return recall(images, texts, image_owner=owner, text_owner=owner)
+
+
+def kind_of(caption: str) -> str | None:
+    """The one kind that an English caption names; None if it names none, or several."""
+    named = set(re.findall(r"\w+", caption.lower())) & set(KINDS)
+    return named.pop() if len(named) == 1 else None
+
+
+def of_a_kind(matcher: Matcher, data: str, split: str, batch_size: int) -> tuple[Tensor, Tensor]:
+    """The embeddings (N, E) of the pictures whose caption names one kind, and the number of that kind (N,)."""
+    import torch
+    from torch.utils.data import Subset
+
+    from zoo.data import open_dataset
+    from zoo.metrics.embed import embed
+
+    dataset = open_dataset(data, split, matcher.transform, matcher.tokenizer)
+    kinds = {i: kind_of(dataset.caption(dataset.row(i))) for i in range(len(dataset))}
+    chosen = [i for i, kind in kinds.items() if kind]
+    encoders = (matcher.model.encode_image,)
+    (images,) = embed(encoders, Subset(dataset, chosen), batch_size=batch_size, device=matcher.device)
+    return images, torch.tensor([KINDS.index(kinds[i]) for i in chosen])
+
+
+def zero_shot(matcher: Matcher, data: str, split: str, batch_size: int = 256) -> dict[str, float]:
+    """How often the word of a picture's kind is nearer to it than those of the other kinds. No kind was learnt."""
+    import torch
+
+    from zoo.metrics.zero_shot import accuracy, class_weights, logits
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        tokens = matcher.tokenizer.tokenize_as_tensor(texts).to(matcher.device)
+        with torch.inference_mode():
+            return matcher.model.encode_text(tokens).float().cpu()
+
+    images, kinds = of_a_kind(matcher, data, split, batch_size)
+    # The set's captions are bare words, without "a photo of".
+    return shares(accuracy(logits(images, class_weights(KINDS, encode, prompts=("{}",))), kinds).top1, kinds)
+
+
+def probe(matcher: Matcher, data: str, split: str, batch_size: int = 256) -> dict[str, float]:
+    """How often a linear classifier, fitted to the embeddings of the train split, names a picture's kind."""
+    from zoo.metrics.linear_probe import linear_probe
+
+    train, test = (of_a_kind(matcher, data, part, batch_size) for part in ("train", split))
+    return shares(linear_probe(train, test).accuracy, test[1])
+
+
+LABELLED = {"zero-shot": zero_shot, "linear-probe": probe}
+
+
+def shares(right: float, kinds: Tensor) -> dict[str, float]:
+    """An accuracy and what it is to be held against: always answering the commonest kind."""
+    counts = kinds.bincount()
+    commonest = float(counts.max() / len(kinds))
+    return {"accuracy": right, "pictures": len(kinds), "kinds": int((counts > 0).sum()), "commonest": commonest}
+
+
+def in_words(found: dict[str, float]) -> str:
+    """The shares as a phrase."""
+    return (
+        f"{100 * found['accuracy']:.1f} % right of {found['pictures']} pictures of {found['kinds']} kinds; "
+        f"always saying the commonest: {100 * found['commonest']:.1f} %"
+    )
 
 
 def figures(found: dict[str, Ranks]) -> str:

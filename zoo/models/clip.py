@@ -78,8 +78,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         width, scale = config.width, config.width**-0.5
         self.patch = nn.Conv2d(3, width, config.patch, stride=config.patch, bias=False)
-        self.class_token = nn.Parameter(scale * torch.randn(width))
-        self.positions = nn.Parameter(scale * torch.randn((config.size // config.patch) ** 2 + 1, width))
+        self.class_token = nn.Parameter(torch.empty(width))
+        self.positions = nn.Parameter(torch.empty((config.size // config.patch) ** 2 + 1, width))
         self.norm_in = nn.LayerNorm(width)
         self.transformer = Transformer(
             width=width,
@@ -91,7 +91,8 @@ class VisionTransformer(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.project = nn.Linear(width, embed, bias=False)
         self.patch_dropout = config.patch_dropout
-        nn.init.normal_(self.project.weight, std=scale)
+        for parameter in (self.class_token, self.positions, self.project.weight):
+            nn.init.normal_(parameter, std=scale)
 
     @property
     def groups(self) -> list[nn.Module]:

@@ -49,7 +49,7 @@ class AttentionPool(nn.Module):
     def __init__(self, side: int, channels: int, heads: int, embed: int):
         super().__init__()
         self.heads = heads
-        self.positions = nn.Parameter(torch.randn(side**2 + 1, channels) / channels**0.5)
+        self.positions = nn.Parameter(torch.empty(side**2 + 1, channels))
         self.q, self.k, self.v = (nn.Linear(channels, channels) for _ in range(3))
         self.out = nn.Linear(channels, embed)
 
@@ -87,8 +87,9 @@ class ModifiedResNet(nn.Module):
 
     def init_weights(self) -> None:
         """As published: residual branches start at zero, the attention pool at 1 / sqrt(channels)."""
-        for layer in (self.pool.q, self.pool.k, self.pool.v, self.pool.out):
-            nn.init.normal_(layer.weight, std=self.pool.q.in_features**-0.5)
+        pool = self.pool
+        for parameter in (pool.positions, pool.q.weight, pool.k.weight, pool.v.weight, pool.out.weight):
+            nn.init.normal_(parameter, std=pool.q.in_features**-0.5)
         for block in (b for layer in self.layers for b in layer):
             nn.init.zeros_(block.bn3.weight)
 

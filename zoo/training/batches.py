@@ -19,6 +19,7 @@ from zoo import distributed
 from zoo.errors import EmptyDataset, SettingsError
 
 from . import rng
+from .engines.base import find_device
 from .settings import Settings
 
 Collate = Callable[[list[Any]], Any]
@@ -109,7 +110,7 @@ def _load(dataset: Dataset, numbers: Iterator, settings: Settings, collate: Coll
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=settings.num_workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=find_device(settings.pytorch_device).type == "cuda",
         worker_init_fn=_prepare_worker,
         generator=torch.Generator(),  # else the loader draws its workers' seed from the model's random numbers
     )

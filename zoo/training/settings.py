@@ -58,9 +58,11 @@ class Settings:
     progress: bool = _free(True)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation_steps", "log_interval", "eval_interval", "save_interval"):
+        for name in ("batch_size", "gradient_accumulation_steps", "keep"):
             self._whole(name, 1)
-        for name in ("keep", "epochs", "steps"):
+        for name in ("log_interval", "eval_interval", "save_interval"):
+            self._whole(name, 1)
+        for name in ("epochs", "steps"):
             if getattr(self, name) is not None:
                 self._whole(name, 1)
         self._whole("num_workers", 0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from zoo.weights.atomic import atomic_file, atomic_folder
-from zoo.weights.load import load, on_meta
+from zoo.weights.blank import blank
+from zoo.weights.load import load
 from zoo.weights.read import read, read_config
 from zoo.weights.write import write
 
-__all__ = ["atomic_file", "atomic_folder", "load", "on_meta", "read", "read_config", "write"]
+__all__ = ["atomic_file", "atomic_folder", "blank", "load", "read", "read_config", "write"]

@@ -1,41 +1,13 @@
-"""Weights -> a model: strict, by assignment, so that a model built on `meta` costs its weights once."""
+"""Weights -> a model: strict, by assignment, so that a model built blank or on `meta` costs its weights once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from zoo.errors import DeviceNotFound, WeightsMismatch
 
 _NAMED = 8  # how many names an error lists
-_FILLS = frozenset(  # what initialises parameters, in torch.nn.init and of a tensor
-    "normal_ uniform_ trunc_normal_ kaiming_uniform_ constant_ zero_ fill_ mul_ add_ clamp_ erfinv_ copy_".split()
-)
-
-
-class _WithoutNumbers(TorchFunctionMode):
-    """Leaves out what would draw numbers for `meta`: the first such call makes torch import its compiler, for seconds."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.randn, torch.rand):
-            return torch.empty(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
-        filled = args[0] if args else kwargs.get("tensor")
-        if isinstance(filled, Tensor) and filled.is_meta and getattr(func, "__name__", "") in _FILLS:
-            return filled
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def on_meta() -> Iterator[None]:
-    """Models that are built in this block have shapes and no numbers: they take neither memory nor time."""
-    with torch.device("meta"), _WithoutNumbers():
-        yield
 
 
 def load(
@@ -45,7 +17,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """Puts `state` into `model`, which may be built on `meta`, and returns the model on `device`.
+    """Puts `state` into `model`, built within `blank` or on `meta` or anyhow, and returns the model on `device`.
 
     Floating tensors become `dtype`; None leaves each as it is in `state`, and integers always stay. A tensor that fits
     already is not copied: model and state then share it. Parameters keep their `requires_grad`; tied ones stay tied,

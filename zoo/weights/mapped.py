@@ -44,6 +44,7 @@ class MappedFile:
 
 
 def _release(pages: mmap.mmap, start: int, count: int) -> None:
+    """Gives back the pages that lie wholly within: those at the ends may be a neighbour's too."""
     first = math.ceil(start / mmap.PAGESIZE) * mmap.PAGESIZE
     last = (start + count) // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first and hasattr(mmap, "MADV_DONTNEED"):
@@ -54,13 +55,13 @@ def tensor_over(
     storage: torch.UntypedStorage, dtype: torch.dtype, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
 ) -> Tensor:
     """A tensor over a storage, offset and strides in elements. Raises UnreadableWeights where it does not fit in."""
-    held = storage.nbytes() // dtype.itemsize
-    count = math.prod(size)
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=False))
     if len(size) != len(stride) or math.prod(filter(None, size)) >= 2**62:
         raise UnreadableWeights(f"a tensor of the impossible size {size} and stride {stride}")
+    count = math.prod(size)
     if count == 0:
         return torch.empty(size, dtype=dtype)
+    held = storage.nbytes() // dtype.itemsize
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if last >= held or count > max(held, MAX_EXPANDED):
         raise UnreadableWeights(f"a tensor of size {size} and stride {stride} over a storage of {held} elements")
     return torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)

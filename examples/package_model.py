@@ -1,0 +1,30 @@
+"""A run folder -> the files that ship: python examples/package_model.py runs/clip/best zoo/assets/clip-emoji-tiny
+
+Matrices and kernels are stored in half precision, which halves the file; norms, biases and scalars stay in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from zoo import weights
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a folder with model.safetensors and config.json")
+    parser.add_argument("out", type=Path, help="the folder to write")
+    args = parser.parse_args(argv)
+    state = weights.read(args.run / "model.safetensors")
+    halved = {name: t.half() if t.is_floating_point() and t.ndim > 1 else t for name, t in state.items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    weights.write(halved, args.out / "model.safetensors")
+    shutil.copyfile(args.run / "config.json", args.out / "config.json")
+    size = (args.out / "model.safetensors").stat().st_size
+    print(f"{args.out / 'model.safetensors'}: {sum(t.numel() for t in state.values()):,} numbers, {size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Building a model whose numbers are about to be replaced: no numbers are drawn, and no memory is taken for them.
+
+`torch.device("meta")` takes none either, but there the first drawing or multiplication makes torch import its compiler,
+which takes seconds, and a buffer outside the state is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_DRAWN = (torch.randn, torch.rand)
+_FILLED = frozenset("normal_ uniform_ kaiming_normal_ kaiming_uniform_ xavier_normal_ xavier_uniform_ erfinv_".split())
+
+
+class _Blank(TorchFunctionMode):
+    """Leaves tensors that would be filled with random numbers as they come from the system: not in memory at all."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWN:
+            return torch.empty(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
+        if getattr(func, "__name__", "") in _FILLED:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def blank() -> Iterator[None]:
+    """Models built in this block await `load`: their random parameters are blank, all else is as ever."""
+    with _Blank():
+        yield
