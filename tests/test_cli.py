@@ -20,7 +20,7 @@ import zoo
 from zoo import catalog
 from zoo.catalog import find, list_models
 from zoo.cli import main
-from zoo.commands import demo, tables
+from zoo.commands import demo, tables, train
 from zoo.commands.catalog import card_of
 from zoo.commands.evaluate import kind_of
 from zoo.models.clip import Clip, ClipConfig, TextConfig, VitConfig
@@ -122,6 +122,15 @@ def test_ctrl_c_is_no_traceback(capsys: pytest.CaptureFixture, monkeypatch: pyte
     monkeypatch.setattr(catalog, "cards", lambda task: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "zoo: stopped\n"
+
+
+def test_ctrl_c_in_a_training_says_how_to_go_on(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    def stop(argv: list[str]) -> None:
+        raise KeyboardInterrupt("stopped after step 3 of 9; run the same command to go on")
+
+    monkeypatch.setitem(train.SCRIPTS, "clip", lambda: types.SimpleNamespace(main=stop))
+    assert main(["train", "clip"]) == 130
+    assert "step 3 of 9; run the same command" in capsys.readouterr().err
 
 
 def test_a_closed_pipe_is_quiet():
@@ -245,12 +254,12 @@ def test_pull_refuses_other_bytes(served, tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "clip" / "a.bin").exists()
 
 
-def test_pull_takes_another_source_of_the_same_weights(served, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_pull_takes_another_source_of_the_same_weights(served, tmp_path: Path, capsys, caplog):
     other = served("other.bin", b"weights")
     served("gone.bin", None, alternatives=(other,))
     assert main(["pull", "clip", "--model-dir", str(tmp_path)]) == 0
-    said = capsys.readouterr()
-    assert "gone.bin" in said.err and "other.bin: 7 B, downloaded, no sha256 published" in said.out
+    assert "gone.bin" in caplog.text
+    assert "other.bin: 7 B, downloaded, no sha256 published" in capsys.readouterr().out
 
 
 def test_pull_says_that_a_packaged_file_is_packaged(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):

@@ -21,9 +21,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def start(script: str, *args: str, cwd: Path) -> subprocess.Popen:
+    pipe, environment = subprocess.PIPE, os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(EXAMPLES / script), *args]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def run(script: str, *args: str, cwd: Path) -> str:

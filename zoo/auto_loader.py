@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from zoo import catalog, hub
 from zoo.errors import (
     ChecksumError,
-    DeviceNotFound,
     DownloadError,
     OfflineError,
     SettingsError,
@@ -26,6 +25,8 @@ from zoo.errors import (
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from zoo.catalog import Card
 
 DTYPES = {
     "float32": "float32",
@@ -69,7 +70,7 @@ class AutoLoader:
         dtype: str | torch.dtype | None = None,
     ) -> None:
         self.card = catalog.find(task_name, model_name)
-        self.folder = (Path(model_dir).expanduser() if model_dir else hub.home()) / self.card.name.lower()
+        self.folder = folder_of(self.card, model_dir)
         self.weights = Path(weights).expanduser() if weights else None
         if self.weights and not self.weights.exists():
             raise UnreadableWeights(f"weights={str(weights)!r}: there is no such file or folder")
@@ -77,7 +78,9 @@ class AutoLoader:
             raise SettingsError(
                 f"{self.card.name!r} is a family without weights of its own: pass weights=, or one of its models"
             )
-        self.device = _device(device)
+        from zoo.devices import find_device
+
+        self.device = find_device(device)
         self.dtype = _dtype(dtype or self.card.dtype)
         self._converted: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._model: nn.Module | None = None
@@ -121,7 +124,9 @@ class AutoLoader:
         if self._converted is None:
             from zoo import weights
 
-            path = self.weights or self._fetch_weights()
+            if not self.weights and self.card.config_file:
+                hub.fetch(self.card.config_file, self.folder)
+            path = self.weights or fetch_weights(self.card, self.folder)[1]
             card_says = self.card.config or {}
             # What the files say comes before what the card says, so that a difference is seen below.
             config = {**card_says, **_preprocessor_config(path), **weights.read_config(path)}
@@ -134,28 +139,33 @@ class AutoLoader:
             self._converted = state, config
         return self._converted
 
-    def _fetch_weights(self) -> Path:
-        """The card's weights on this machine, or those of the first source that gives them."""
-        sources = (self.card.files[0], *self.card.alternatives)
-        if self.card.config_file:
-            hub.fetch(self.card.config_file, self.folder)
-        for file in sources:
-            if hub.is_here(file, self.folder):
-                return hub.fetch(file, self.folder)
-        failures = []
-        for file in sources:
-            try:
-                return hub.fetch(file, self.folder)
-            except (OfflineError, ChecksumError):
-                raise
-            except DownloadError as failure:
-                failures.append(failure)
-        raise DownloadError("\n".join(str(failure) for failure in failures)) from failures[0]
-
     def _beside_weights(self) -> Iterator[Path]:
         if self.weights:
             folder = self.weights if self.weights.is_dir() else self.weights.parent
             yield from (path for path in folder.iterdir() if path.is_file())
+
+
+def folder_of(card: Card, model_dir: str | Path | None = None) -> Path:
+    """Where the files of a card live on this machine; None: below `hub.home()`."""
+    return (Path(model_dir).expanduser() if model_dir else hub.home()) / card.name.lower()
+
+
+def fetch_weights(card: Card, folder: Path) -> tuple[hub.File, Path]:
+    """The weights of a card, from those of its files that is here, or the first that can be had. Raises as `hub.fetch`.
+
+    Altered bytes and a forbidden network end it at once: another file would only hide them.
+    """
+    sources = (card.files[0], *card.alternatives)
+    here = [file for file in sources if hub.is_here(file, folder)]
+    failures = []
+    for file in here[:1] or sources:
+        try:
+            return file, hub.fetch(file, folder)
+        except (OfflineError, ChecksumError):
+            raise
+        except DownloadError as failure:
+            failures.append(failure)
+    raise DownloadError("\n".join(str(failure) for failure in failures)) from failures[0]
 
 
 def _preprocessor_config(path: Path) -> dict[str, Any]:
@@ -181,20 +191,6 @@ def _differences(expected: Mapping, found: Mapping, prefix: str = "") -> Iterato
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    import torch
-
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        here = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
-        raise DeviceNotFound(f"this machine has no device {str(device)!r}; it has {here}") from error
-    return found
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

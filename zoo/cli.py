@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What is still buffered has no reader; without this, Python complains when it is flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except KeyboardInterrupt:
-        print("zoo: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # a training says how to go on
+        print(f"zoo: {stopped}" if str(stopped) else "zoo: stopped", file=sys.stderr)
         return STOPPED
 
 

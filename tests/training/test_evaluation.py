@@ -111,6 +111,21 @@ def test_evaluation_leaves_modes_gradients_and_chance_as_they_were(toy):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_model_is_judged_in_evaluation_mode(toy):
+    dropping, whole = toy.Net(dropout=0.5).train(), toy.Net(dropout=0.0)
+    assert trainer().evaluate(dropping, toy.Points()) == trainer().evaluate(whole, toy.Points())
+
+
+def test_a_loss_that_draws_is_the_same_every_time():
+    """As a diffusion model's, which draws noise and timesteps."""
+
+    class Noisy(Echo):
+        def forward(self, x, labels):
+            return {"loss": (x + torch.randn_like(x)).square().mean()}
+
+    assert trainer().evaluate(Noisy(), Classes()) == trainer().evaluate(Noisy(), Classes())
+
+
 def test_a_runs_numbers_are_in_its_log_and_the_best_are_kept(toy, tmp_path):
     """A worse number does not replace the best; the loss of the data set and the client's numbers stand together."""
     values = iter([float("nan"), 5.0, 9.0, 7.0])

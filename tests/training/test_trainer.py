@@ -197,6 +197,10 @@ def test_gradients_of_before_are_not_used(toy):
     assert toy.same(toy.train(None, stale), toy.train(None, fresh))
 
 
+def test_a_model_is_trained_in_training_mode_whatever_it_was_in(toy, whole):
+    assert toy.same(toy.train(None, toy.Net().eval()), whole["state"])
+
+
 def test_the_models_chance_is_its_own(toy):
     """Dropout draws the same whether or not samples draw, so neither data nor evaluation disturb it."""
 

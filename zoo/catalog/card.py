@@ -25,7 +25,7 @@ class Card:
     `config`: our sizes as a plain dict; None where the weights' own files say them. What no source states is left out
     of it, and the published config decides. `params` counts them; None for a family of no fixed size.
     `convert(state, published config)` gives our state and config; `tokenizer(config, files by name)` may be None.
-    `figures`: accuracies that the source reports, in percent.
+    `figures`: accuracies that the source reports, in percent. `trained`: how, of a model that zoo's own scripts made.
     """
 
     name: str
@@ -45,4 +45,5 @@ class Card:
     commercial: bool = True  # False: research or other non-commercial use only
     languages: tuple[str, ...] = ("en",)
     source: str
+    trained: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)

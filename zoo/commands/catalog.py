@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +70,7 @@ def run_info(args: argparse.Namespace) -> int:
         ("parameters", in_millions(card.params) if card.params else "as its weights say"),
         ("computes in", card.dtype),
         ("languages", ", ".join(card.languages)),
+        *([("trained", card.trained)] if card.trained else []),
         ("licence", card.licence if card.commercial else f"{card.licence} (not for commercial use)"),
         ("source", card.source),
         *((f"figure {name}", f"{value:g}") for name, value in card.figures.items()),
@@ -93,34 +93,22 @@ def run_info(args: argparse.Namespace) -> int:
 
 def run_pull(args: argparse.Namespace) -> int:
     """Downloads what is not here, with a bar for each file, and says where it is."""
-    from zoo.hub import is_here
+    from zoo.auto_loader import fetch_weights, folder_of
+    from zoo.hub import fetch, is_here
 
     card = card_of(args.name, args.task)
     if not card.files:
         raise SettingsError(f"{card.name} stands for local weights of any size and has nothing to download")
     folder = folder_of(card, args.model_dir)
-    beside = [file for file in (card.config_file, *card.files[1:]) if file]
-    for files in [[card.files[0], *card.alternatives], *([file] for file in beside)]:
-        came = next((file for file in files if is_here(file, folder)), None)
-        file, path = fetch_first([came] if came else files, folder)
+    files = (card.files[0], *card.alternatives, *filter(None, [card.config_file]), *card.files[1:])
+    before = {file for file in files if is_here(file, folder)}
+    came = [fetch_weights(card, folder)]
+    came += [(file, fetch(file, folder)) for file in files[1 + len(card.alternatives) :]]
+    for file, path in came:
         checked = "packaged" if file.packaged else "sha256 verified" if file.sha256 else "no sha256 published"
-        print(f"{path}: {in_bytes(path.stat().st_size)}, {'was here' if came else 'downloaded'}, {checked}")
+        got = "was here" if file in before else "downloaded"
+        print(f"{path}: {in_bytes(path.stat().st_size)}, {got}, {checked}")
     return 0
-
-
-def fetch_first(files: list[File], folder: Path) -> tuple[File, Path]:
-    """The first of the files, which hold the same weights, that can be had, and its path. Raises as `hub.fetch`."""
-    from zoo.errors import ChecksumError, DownloadError, OfflineError
-    from zoo.hub import fetch
-
-    for file in files[:-1]:
-        try:
-            return file, fetch(file, folder)
-        except (OfflineError, ChecksumError):
-            raise
-        except DownloadError as error:
-            print(f"zoo: {error}; trying another source", file=sys.stderr)
-    return files[-1], fetch(files[-1], folder)
 
 
 def card_of(name: str, task: str | None) -> Card:
@@ -138,15 +126,9 @@ def card_of(name: str, task: str | None) -> Card:
     return found[0]
 
 
-def folder_of(card: Card, model_dir: Path | None) -> Path:
-    """Where the files of a card live."""
-    from zoo.hub import home
-
-    return (model_dir.expanduser() if model_dir else home()) / card.name.lower()
-
-
 def about(card: Card, model_dir: Path | None) -> dict[str, Any]:
     """A card as JSON can hold it. `here`: yes, part, no, or - for a card without files."""
+    from zoo.auto_loader import folder_of
     from zoo.hub import is_here
 
     folder = folder_of(card, model_dir)
@@ -170,6 +152,7 @@ def about(card: Card, model_dir: Path | None) -> dict[str, Any]:
         "languages": list(card.languages),
         "source": card.source,
         "figures": dict(card.figures),
+        "trained": card.trained,
         "config": card.config,
         "folder": str(folder),
         "files": files,

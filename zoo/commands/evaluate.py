@@ -36,8 +36,8 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
         "--metric",
         choices=("retrieval", *LABELLED),
         default="retrieval",
-        help="retrieval of captions and pictures; or the kind of a picture (flag, face, ...), by the nearest word or by "
-        "a linear classifier on the embeddings of the train split (default: %(default)s)",
+        help="retrieval of captions and pictures; or the kind of a picture (flag, face, ...) by the nearest word or "
+        "by a linear classifier on the embeddings of the train split (default: %(default)s)",
     )
     parser.add_argument("--data", default="emoji", help="a named data set (default: %(default)s)")
     parser.add_argument("--split", default="test", help="which part of it (default: %(default)s)")

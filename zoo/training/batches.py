@@ -16,10 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from zoo import distributed
+from zoo.devices import find_device
 from zoo.errors import EmptyDataset, SettingsError
 
 from . import rng
-from .engines.base import find_device
 from .settings import Settings
 
 Collate = Callable[[list[Any]], Any]

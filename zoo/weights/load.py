@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import DeviceNotFound, WeightsMismatch
+from zoo.devices import find_device
+from zoo.errors import WeightsMismatch
 
 _NAMED = 8  # how many names an error lists
 
@@ -24,7 +25,7 @@ def load(
     and one of their names in `state` is enough.
     Raises WeightsMismatch where names or shapes differ, DeviceNotFound where the machine lacks the device.
     """
-    device = _present(device)
+    device = find_device(device)
     ties = _ties(model)
     state = _fill_ties(state, ties)
     _check(model, state)
@@ -35,17 +36,6 @@ def load(
             _place(model, name, model.get_parameter(first))
     _refuse_meta(model)
     return model.to(device)  # what no file holds: buffers outside the state
-
-
-def _present(device: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA fails by an assertion
-        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        here += ["mps"] if torch.backends.mps.is_available() else []
-        raise DeviceNotFound(f"this machine has no device {str(device)!r}; it has: {', '.join(here)}") from error
-    return device
 
 
 def _fit(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:

@@ -9,8 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import DeviceNotFound, SettingsError
-
 
 class Engine(Protocol):
     """One training step, cut as the pickiest backend (DeepSpeed) wants it; the others imitate it cheaply.
@@ -53,21 +51,6 @@ class Engine(Protocol):
 
     def export(self, path: Path) -> None:
         """Writes the whole weights in fp32 as one safetensors file. Raises DiskFull."""
-
-
-def find_device(wanted: str | torch.device | None) -> torch.device:
-    """None: cuda if there is one, else cpu. Raises DeviceNotFound naming what there is, SettingsError."""
-    if wanted is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except (RuntimeError, TypeError) as error:
-        raise SettingsError(f"pytorch_device={wanted!r}: give 'cpu', 'cuda', 'cuda:0', ... or None") from error
-    cudas = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = ["cpu", *(f"cuda:{i}" for i in range(cudas)), *(["mps"] if torch.backends.mps.is_available() else [])]
-    if not any(name == str(device) or name.split(":")[0] == str(device) for name in there):
-        raise DeviceNotFound(f"no device {str(device)!r} on this machine, which has: {', '.join(there)}")
-    return device
 
 
 def to_device(value: Any, device: torch.device) -> Any:

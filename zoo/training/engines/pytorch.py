@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from zoo import weights
+from zoo.devices import find_device
 from zoo.errors import CheckpointError, SettingsError, UnreadableWeights, WeightsMismatch
 
 from .. import state_file
 from ..optimizer import build_optimizer
 from ..settings import Settings
-from .base import find_device, to_device
+from .base import to_device
 
 ForwardStep = Callable[[Any, nn.Module], Mapping[str, Any]]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,0 +1,43 @@
+"""What ships is what its card says."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from zoo import AutoLoader
+from zoo.catalog import cards, find
+from zoo.data import open_dataset
+from zoo.hub import fetch
+from zoo.metrics.embed import embed
+from zoo.metrics.retrieval import recall
+
+TINY = find("txt_img_matching", "clip-emoji-tiny")
+
+
+@pytest.mark.parametrize("file", [f for card in cards() for f in card.files if f.packaged], ids=lambda f: f.packaged)
+def test_packaged_files_are_those_of_the_card(file):
+    path = fetch(file)
+    assert path.stat().st_size == file.size
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+
+
+def test_the_tiny_clip_is_small():
+    assert fetch(TINY.files[0]).stat().st_size <= 8_000_000
+    model = AutoLoader(TINY.task, TINY.name).get_model()
+    assert sum(p.numel() for p in model.parameters()) == TINY.params
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_tiny_clip_finds_held_out_captions_as_often_as_its_card_says(language):
+    loader = AutoLoader(TINY.task, TINY.name)
+    model = loader.get_model()
+    dataset = open_dataset("emoji", "test", loader.get_transform(), loader.get_tokenizer(), language=language)
+    captions = [dataset.caption(dataset.row(i)) for i in range(len(dataset))]
+    owner = [captions.index(caption) for caption in captions]  # pictures whose captions are alike share them
+    found = recall(*embed([model.encode_image, model.encode_text], dataset), image_owner=owner, text_owner=owner)
+    i2t, t2i = (100 * found[way].recall[1] for way in ("picture_to_text", "text_to_picture"))
+    assert i2t >= 55
+    assert i2t == pytest.approx(TINY.figures[f"emoji_test_{language}_i2t_r1"], abs=0.3)
+    assert t2i == pytest.approx(TINY.figures[f"emoji_test_{language}_t2i_r1"], abs=0.3)
