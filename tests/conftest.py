@@ -16,8 +16,9 @@ def hub_asked_for(mark_expression: str) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Before any test file is imported: the libraries read these once.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Before any test file is imported: the libraries read these once. One thread whatever the shell says: a test that
+    # forks after OpenMP has started threads would hang in the child.
+    os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not hub_asked_for(config.option.markexpr):
         os.environ["HF_HUB_OFFLINE"] = "1"

@@ -37,6 +37,15 @@ def test_no_random_number_is_drawn():
     assert not torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_bounded_drawing_does_not_wait_for_blank_numbers_to_fall_within():
+    with blank():
+        far = torch.full((4,), 1e9)
+        nn.init.trunc_normal_(far)
+    assert (far == 1e9).all()
+    nn.init.trunc_normal_(far)
+    assert (far.abs() <= 2).all()
+
+
 def test_what_is_not_random_is_as_ever():
     with blank():
         model = Net()

@@ -153,16 +153,6 @@ CARDS = (
         languages=(),
         source="a CLIP of any size and layout, given as weights=",
     ),
-    card(
-        name="clip-emoji-tiny",
-        family="clip",
-        files=(
-            File(name="model.safetensors", packaged="clip-emoji-tiny/model.safetensors"),
-            File(name="merges.txt.gz", packaged="emoji_bpe.txt.gz"),
-        ),
-        licence="trained by zoo on the packaged emoji, whose licences are in zoo/assets/LICENSES",
-        source="examples/train_clip.py",
-    ),
     openai(
         "clip-base-p32-224",
         "ViT-B-32.pt",

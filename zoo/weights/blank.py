@@ -6,6 +6,7 @@ which takes seconds, and a buffer outside the state is lost.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,5 +33,16 @@ class _Blank(TorchFunctionMode):
 @contextmanager
 def blank() -> Iterator[None]:
     """Models built in this block await `load`: their random parameters are blank, all else is as ever."""
-    with _Blank():
-        yield
+    # trunc_normal_ draws until all numbers are within its bounds, which for blank ones may be never.
+    redraw = torch.nn.init._no_grad_trunc_normal_
+    torch.nn.init._no_grad_trunc_normal_ = lambda tensor, *_, **__: tensor
+    # Thousands of new objects would set off a collection of all that was ever imported, which takes longer than they do.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with _Blank():
+            yield
+    finally:
+        torch.nn.init._no_grad_trunc_normal_ = redraw
+        if collects:
+            gc.enable()
