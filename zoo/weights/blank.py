@@ -36,7 +36,7 @@ def blank() -> Iterator[None]:
     # trunc_normal_ draws until all numbers are within its bounds, which for blank ones may be never.
     redraw = torch.nn.init._no_grad_trunc_normal_
     torch.nn.init._no_grad_trunc_normal_ = lambda tensor, *_, **__: tensor
-    # Thousands of new objects would set off a collection of all that was ever imported, which takes longer than they do.
+    # Thousands of new objects would set off a collection of all that was ever imported, which takes longer than they.
     collects = gc.isenabled()
     gc.disable()
     try:
