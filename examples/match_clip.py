@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--text", action="append", help="a caption, as often as there are captions to choose from")
     parser.add_argument("--model", default="clip-emoji-tiny", help="see `zoo list` (default: %(default)s)")
     args = parser.parse_args(argv)
-    captions = args.text or ["a tulip", "a volcano", "a police car", "郁金香"]
+    captions = args.text or ["tulip", "volcano", "police car", "火山"]
     picture = open_image(args.picture, mode=None) if args.picture else tulip()
 
     loader = AutoLoader(task_name="txt_img_matching", model_name=args.model)

@@ -34,7 +34,7 @@ from zoo.models.clip import Clip, ClipConfig, TextConfig
 from zoo.models.clip_resnet import ResNetConfig
 from zoo.tokenizers import ClipTokenizer
 
-EMOJI_MERGES = File(name="emoji_bpe.txt.gz", packaged="emoji_bpe.txt.gz")  # 4,096 ids, by train_tokenizer.py
+EMOJI_MERGES = File(name="merges.txt.gz", packaged="emoji_bpe.txt.gz")  # 4,096 ids, by train_tokenizer.py
 EMOJI_CLIP = ClipConfig(
     embed=128,
     image=ResNetConfig(size=64, layers=(1, 1, 1, 1), width=20),
@@ -75,14 +75,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def build(args: argparse.Namespace) -> tuple[Clip, ClipTokenizer]:
-    """The model to train and its tokenizer, whose merges go to the run folder: the weights are useless without them."""
+    """The model to train and its tokenizer, whose files go to the run folder: the weights are useless without them."""
+    args.run_folder.mkdir(parents=True, exist_ok=True)
     if args.model:
         loader = AutoLoader("txt_img_matching", args.model, device="cpu", dtype="float32")
+        for file in loader.card.files[1:]:
+            shutil.copyfile(fetch(file, loader.folder), args.run_folder / file.name)
         return loader.get_model(), loader.get_tokenizer()
     torch.manual_seed(args.seed)
-    merges = fetch(EMOJI_MERGES)
-    args.run_folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(merges, args.run_folder / "merges.txt.gz")
+    merges = shutil.copyfile(fetch(EMOJI_MERGES), args.run_folder / EMOJI_MERGES.name)
     config = replace(EMOJI_CLIP, loss=args.loss)
     return Clip(config), ClipTokenizer(merges, context_length=config.text.context)
 

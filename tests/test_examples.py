@@ -93,6 +93,19 @@ def test_what_clip_training_leaves_is_loaded_by_name_with_its_tokenizer(pairs, t
     assert model.similarity(image, tokens).shape == (1, 2)
 
 
+def test_going_on_from_packaged_weights_keeps_their_tokenizer(pairs, tmp_path):
+    run("train_clip.py", *settings(pairs, "run"), "--model", "clip-emoji-tiny", "--lr", "1e-5", cwd=tmp_path)
+    before = AutoLoader("txt_img_matching", "clip-emoji-tiny")
+    after = AutoLoader("txt_img_matching", "clip", weights=tmp_path / "run")
+    words = ["red heart", "红心"]
+    tokens = after.get_tokenizer().tokenize_as_tensor(words)
+    assert torch.equal(tokens, before.get_tokenizer().tokenize_as_tensor(words))
+    with torch.inference_mode():
+        a, b = (loader.get_model().encode_text(tokens) for loader in (before, after))
+    assert not torch.equal(a, b)
+    assert torch.cosine_similarity(a, b).min() > 0.98  # fourteen small steps
+
+
 def test_the_settings_of_clip_training_are_explained():
     out = run("train_clip.py", "--help", cwd=EXAMPLES)
     for word in ("--env-type", "--steps", "--batch-size", "--run-folder", "--seed"):

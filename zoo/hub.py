@@ -245,7 +245,7 @@ class _Download:
         except requests.ConnectTimeout as error:  # slow to find out and unlikely to mend: the next source
             raise DownloadError(f"{url}: no connection within {timeout[0]:g} s.") from error
         except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-            raise ConnectionError(f"the connection failed: {error}") from error
+            raise ConnectionError("the connection failed: " + str(error).rpartition(": ")[2].rstrip(")\"'")) from error
         except requests.RequestException as error:
             raise DownloadError(f"{url}: {error}") from error
 

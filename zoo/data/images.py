@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from zoo.errors import BadImage, BadRecords
 
@@ -33,6 +33,11 @@ def open_image(source: PathLike | bytes | memoryview, mode: str | None = "RGB", 
             picture.load()
     except Image.DecompressionBombError as error:
         raise BadImage(f"{name}: too large to be decoded safely ({error}); scale it down or leave it out") from error
+    except UnidentifiedImageError as error:
+        known = ", ".join(dict.fromkeys(_FORMATS))
+        raise BadImage(
+            f"{name}: not a readable picture, which are {known}; replace the file or leave it out"
+        ) from error
     except MemoryError:
         raise  # this machine is at its limit; the picture may be fine
     except Exception as error:  # on damaged bytes Pillow's decoders raise whatever their parsing ran into
