@@ -40,6 +40,8 @@ EMOJI_CLIP = ClipConfig(
     image=ResNetConfig(size=64, layers=(1, 1, 1, 1), width=20),
     text=TextConfig(context=32, vocab=4096, width=128, depth=3, heads=4, activation="gelu"),
 )
+# What a run folder must agree on, besides the trainer's own settings, to be gone on with.
+CHANGES_THE_DATA_OR_THE_MODEL = ("model", "pairs", "pictures", "language", "distort", "loss", "lock_image")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -129,6 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         precision=args.precision,
         checkpoint_activations=args.checkpoint_activations,
         seed=args.seed,
+        about={name: str(getattr(args, name)) for name in CHANGES_THE_DATA_OR_THE_MODEL},
         num_workers=args.workers,
         log_interval=args.log_interval,
         eval_interval=args.eval_interval,

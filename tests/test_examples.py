@@ -106,6 +106,23 @@ def test_going_on_from_packaged_weights_keeps_their_tokenizer(pairs, tmp_path):
     assert torch.cosine_similarity(a, b).min() > 0.98  # fourteen small steps
 
 
+def test_a_run_folder_is_not_gone_on_with_on_other_data(pairs, tmp_path):
+    run("train_clip.py", *settings(pairs, "run"), cwd=tmp_path)
+    process = start("train_clip.py", *settings(pairs, "run"), "--language", "zh", cwd=tmp_path)
+    assert "choose a new run_folder" in process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+
+
+def test_what_ships_is_the_run_with_matrices_in_half_precision(tmp_path):
+    state = {"w": torch.randn(4, 4), "b": torch.randn(4), "n": torch.tensor(3)}
+    weights.write(state, tmp_path / "run/model.safetensors")
+    (tmp_path / "run/config.json").write_text("{}")
+    run("package_model.py", "run", "out", cwd=tmp_path)
+    out = weights.read(tmp_path / "out")
+    assert torch.equal(out["w"], state["w"].half()) and torch.equal(out["b"], state["b"]) and out["n"] == 3
+    assert (tmp_path / "out/config.json").read_text() == "{}"
+
+
 def test_the_settings_of_clip_training_are_explained():
     out = run("train_clip.py", "--help", cwd=EXAMPLES)
     for word in ("--env-type", "--steps", "--batch-size", "--run-folder", "--seed"):

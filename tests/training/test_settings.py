@@ -62,3 +62,12 @@ def test_constructing_starts_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Trainer(run_folder="run", pytorch_device="cuda:7")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_else_a_run_depends_on_must_be_the_same_when_resuming(toy, tmp_path):
+    toy.train(tmp_path, about={"language": "en"})
+    toy.train(tmp_path, about={"language": "en"})
+    with pytest.raises(SettingsError, match="about.*zh.*new run_folder"):
+        toy.train(tmp_path, about={"language": "zh"})
+    with pytest.raises(SettingsError, match="about.*JSON"):
+        Trainer(about={"data": object()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def test_a_bounded_drawing_does_not_wait_for_blank_numbers_to_fall_within():
     assert (far == 1e9).all()
     nn.init.trunc_normal_(far)
     assert (far.abs() <= 2).all()
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_collector_waits_and_is_after_as_it_was(collects):
+    (gc.enable if collects else gc.disable)()
+    try:
+        with pytest.raises(KeyError), blank():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
 
 
 def test_what_is_not_random_is_as_ever():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ class Settings:
     `batch_size` is samples per process and micro-batch, so an update sees batch_size * gradient_accumulation_steps *
     processes. `warm_up` below 1 is a fraction of the run, from 1 on it is steps. `lr_floor` is a fraction of `lr`.
     `clip_grad=0` does not clip. `best` is the name of the evaluation number that chooses the weights in `best/`;
-    any but "loss" needs `maximise` to say whether high is good. `run_folder=None` writes nothing.
+    any but "loss" needs `maximise` to say whether high is good. `run_folder=None` writes nothing. `about` is what else
+    the run depends on and the trainer cannot see, such as which data: recorded, and the same when resuming.
     """
 
     env_type: str = "pytorch"
@@ -54,6 +56,7 @@ class Settings:
     best: str = _free("loss")
     maximise: bool | None = _free(None)
     run_folder: str | Path | None = _free(None)
+    about: dict[str, Any] = field(default_factory=dict)
     tensorboard: bool = _free(False)
     progress: bool = _free(True)
 
@@ -78,6 +81,12 @@ class Settings:
             raise SettingsError(f"betas={self.betas!r}: give two numbers from 0 to below 1, as (0.9, 0.999)")
         if self.epochs is not None and self.steps is not None:
             raise SettingsError(f"epochs={self.epochs} and steps={self.steps}: give one of them, the other follows")
+        try:
+            json.dumps(self.about)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(
+                f"about={self.about!r} cannot be written as JSON ({error}): keep text and numbers"
+            ) from error
         if self.best != "loss" and self.maximise is None:
             raise SettingsError(f"best={self.best!r}: say maximise=True if a high number is good, else maximise=False")
 
