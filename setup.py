@@ -18,10 +18,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",
-    # The training scripts are also `zoo train ...`: one script, in the checkout and in the installed package.
-    packages=[*find_packages(include=["zoo", "zoo.*"]), "zoo.examples"],
-    package_dir={"zoo.examples": "examples"},
-    package_data={"zoo": ["py.typed", "assets/**"]},
+    # The training scripts are also `zoo train ...`: one script, in the checkout and in the installed package. So are
+    # the configs, which a Trainer takes by name.
+    packages=[*find_packages(include=["zoo", "zoo.*"]), "zoo.examples", "zoo.deepspeed_configs"],
+    package_dir={"zoo.examples": "examples", "zoo.deepspeed_configs": "deepspeed_configs"},
+    package_data={"zoo": ["py.typed", "assets/**"], "zoo.deepspeed_configs": ["*.json"]},
     install_requires=[
         "accelerate",
         "deepspeed",

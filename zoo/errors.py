@@ -109,6 +109,14 @@ class BatchTooSmall(SettingsError):
     """A contrastive loss over one pair is always zero: nothing can be learnt."""
 
 
+class HostfileError(SettingsError):
+    """A hostfile that cannot be used; the message says which line."""
+
+
+class LaunchError(ZooError):
+    """A worker, a machine or a link that a run needs and that is not there."""
+
+
 class DeviceNotFound(ZooError):
     """A device was asked for that this machine does not have."""
 
@@ -119,6 +127,22 @@ class CheckpointError(ZooError):
 
 class TrainingDiverged(ZooError):
     """The loss is no longer a number."""
+
+
+class Suspended(SystemExit):
+    """A run was asked to stop, has saved, and goes on when the same command is started again. Exit code 75.
+
+    75 is EX_TEMPFAIL of sysexits.h: try again later.
+    """
+
+    CODE = 75
+
+    def __init__(self, why: str):
+        super().__init__(self.CODE)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class MissingPackage(ZooError, ImportError):

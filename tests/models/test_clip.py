@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from zoo.errors import BatchTooSmall
-from zoo.models.clip import MAX_LOGIT_SCALE, Clip, ClipConfig, TextConfig, VitConfig, sigmoid_loss
+from zoo.models.clip import MAX_LOGIT_SCALE, Clip, ClipConfig, TextConfig, VitConfig, _Bounded, sigmoid_loss
 from zoo.models.clip_bert import BertConfig
 from zoo.models.clip_resnet import ResNetConfig
 
@@ -155,12 +155,24 @@ def test_one_pair_is_too_few():
 
 @pytest.mark.parametrize(("start", "end"), [(7.0, MAX_LOGIT_SCALE), (-1.0, 0.0), (3.0, 3.0)])
 def test_the_temperature_is_clamped_while_training(start: float, end: float):
-    model = Clip(TINY)
+    """In the result and not in the parameter, of which a rank may hold nothing."""
+    model, at_the_end = Clip(TINY), Clip(TINY)
+    at_the_end.load_state_dict(model.state_dict())
     model.logit_scale.data.fill_(start)
-    model.eval()(**batch(TINY, 2))
+    at_the_end.logit_scale.data.fill_(end)
+    data = batch(TINY, 2)
+    torch.testing.assert_close(model.train()(**data)["logits"], at_the_end.train()(**data)["logits"])
+    assert torch.equal(model.eval()(**data)["logits"], at_the_end.eval()(**data)["logits"]) == (start == end)
     assert model.logit_scale.item() == start
-    model.train()(**batch(TINY, 2))
-    assert model.logit_scale.item() == pytest.approx(end)
+
+
+@pytest.mark.parametrize(
+    ("start", "grad", "passed"), [(7.0, -1.0, 0.0), (7.0, 1.0, 1.0), (-1.0, 1.0, 0.0), (3.0, -1.0, -1.0)]
+)
+def test_a_clamped_temperature_learns_only_to_come_back(start: float, grad: float, passed: float):
+    x = torch.tensor(start, requires_grad=True)
+    _Bounded.apply(x, 0.0, MAX_LOGIT_SCALE).backward(torch.tensor(grad))
+    assert x.grad.item() == passed
 
 
 # --- memory ---

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 from torch import nn
 
+from zoo.distributed import Channel
 from zoo.errors import CheckpointError, SettingsError
 from zoo.training.run_folder import RunFolder, model_config
 
@@ -44,15 +45,16 @@ def test_the_newest_are_kept_and_half_removed_ones_go(folder):
 
 
 def test_settings_are_written_once_and_compared(folder):
-    folder.agree({"lr": 1.0, "log": 1}, frozenset({"log"}))
-    folder.agree({"lr": 1.0, "log": 2}, frozenset({"log"}))
+    channel = Channel()
+    folder.agree({"lr": 1.0, "log": 1}, frozenset({"log"}), channel)
+    folder.agree({"lr": 1.0, "log": 2}, frozenset({"log"}), channel)
     assert json.loads((folder.path / "settings.json").read_text()) == {"lr": 1.0, "log": 2}
     for changed in ({"lr": 2.0}, {}, {"lr": 1.0, "new": 3}):
         with pytest.raises(SettingsError, match="this run folder was started with"):
-            folder.agree(changed, frozenset({"log"}))
+            folder.agree(changed, frozenset({"log"}), channel)
     (folder.path / "settings.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
-        folder.agree({}, frozenset())
+        folder.agree({}, frozenset(), channel)
 
 
 def test_a_config_is_a_dataclass_or_a_dict():

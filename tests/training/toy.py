@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from zoo.training import Trainer
 
-TIMES = ("seconds", "samples_per_s", "data_wait")
+TIMES = ("seconds", "samples_per_s", "data_wait", "memory_gb", "tflops", "comm", "rank_samples_per_s", "resumed_from")
 
 
 class Net(nn.Module):

@@ -164,6 +164,21 @@ class TextTransformer(nn.Module):
         return self.project(self.norm_out(x))
 
 
+class _Bounded(torch.autograd.Function):
+    """x within bounds, with no gradient that would push it further out: projected descent without writing into x, of
+    which a rank may hold nothing under ZeRO."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward((x <= low).float() - (x >= high).float())  # which way leads back: 1 up, -1 down
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inward,) = ctx.saved_tensors
+        return torch.where(grad * inward > 0, 0.0, grad), None, None
+
+
 class Clip(nn.Module):
     """An image tower and a text tower that put a picture and its caption at the same place.
 
@@ -204,7 +219,9 @@ class Clip(nn.Module):
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """Normalised embeddings (N, E) and (M, E) -> logits (N, M)."""
-        logits = self.logit_scale.exp() * image @ text.T
+        # The released repository forgets this; the paper clips the temperature at 100 so that training is stable.
+        scale = _Bounded.apply(self.logit_scale, 0.0, MAX_LOGIT_SCALE) if self.training else self.logit_scale
+        logits = scale.exp() * image @ text.T
         return logits if self.logit_bias is None else logits + self.logit_bias
 
     def forward(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
@@ -215,10 +232,6 @@ class Clip(nn.Module):
         """
         if len(image) * distributed.world_size() < 2:
             raise BatchTooSmall("a contrastive loss needs two pairs or more in a batch; raise batch_size")
-        if self.training:
-            # The released repository forgets this; the paper clips the temperature at 100 so that training is stable.
-            with torch.no_grad():
-                self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         image = F.normalize(self.embed(self.image, self.encode_image, image), dim=-1)
         text = F.normalize(self.embed(self.text, self.encode_text, text), dim=-1)
         all_images, all_texts = distributed.gather(image), distributed.gather(text)

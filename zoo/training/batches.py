@@ -29,21 +29,19 @@ _EVALUATION = -1  # stands where a training epoch's number stands, so that evalu
 class EpochSampler:
     """The sample numbers of this rank's micro-batches.
 
-    The order of an epoch is drawn from (seed, epoch). Each global micro-batch is batch_size * world_size samples in a
-    row of it, of which a rank takes its slice: two ranks with batches of 4 see together what one sees with 8. An
-    epoch's last, incomplete batch is left out, unless it is the only one: then ranks share it equally, with the first
-    samples repeated if it does not divide.
+    The order of an epoch is drawn from (seed, epoch). An update takes batch_size * world_size * micro samples in a row
+    of it, each of its micro-batches batch_size * world_size of these, and a rank its slice: two ranks with batches of 4
+    see together what one sees with 8, and an update of the same size sees the same samples however it is cut. What an
+    epoch has left for no whole update is left out, unless it is all there is: then micro-batches and ranks share it
+    equally, with the first samples repeated if it does not divide.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1):
-        self.samples, self.batch_size, self.seed, self.rank, self.world_size = (
-            samples,
-            batch_size,
-            seed,
-            rank,
-            world_size,
-        )
-        self.per_epoch = max(1, samples // (batch_size * world_size))
+    def __init__(self, samples: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1, micro: int = 1):
+        self.samples, self.seed = samples, seed
+        self.rank, self.world_size, self.micro = rank, world_size, micro
+        self.updates_per_epoch = max(1, samples // (batch_size * world_size * micro))
+        self.per_epoch = self.updates_per_epoch * micro
+        self.batch_size = min(batch_size, math.ceil(samples / (world_size * micro)))
 
     def order(self, epoch: int) -> torch.Tensor:
         """All sample numbers in the order of this epoch."""
@@ -52,13 +50,13 @@ class EpochSampler:
 
     def between(self, start: int, stop: int) -> Iterator[tuple[int, list[int]]]:
         """(epoch, sample numbers) of the micro-batches from `start` to before `stop`."""
-        size, at = min(self.batch_size, math.ceil(self.samples / self.world_size)), None
+        at = None
         for number in range(start, stop):
             epoch, batch = divmod(number, self.per_epoch)
             if epoch != at:
                 order, at = self.order(epoch), epoch
-            first = (batch * self.world_size + self.rank) * size
-            chosen = torch.arange(first, first + size) % self.samples
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            chosen = torch.arange(first, first + self.batch_size) % self.samples
             yield epoch, order[chosen].tolist()
 
 
@@ -67,14 +65,15 @@ def even_batches(
 ) -> Iterator[tuple[int, list[int]]]:
     """(-1, sample numbers) in order, in batches whose sizes differ by one at most: none is left with a single pair.
 
-    With several ranks each takes an equal slice of every batch; at most world_size - 1 samples of a batch are left out.
+    With several ranks each takes an equal slice of every batch, so that they can compute together; the last samples,
+    fewer than there are ranks, are left out.
     """
-    count = math.ceil(samples / (batch_size * world_size))
+    rows = max(1, samples // world_size)  # each is one sample for every rank
+    count = math.ceil(rows / batch_size)
     for batch in range(count):
-        first, last = (samples * b // count for b in (batch, batch + 1))
-        share = max(1, (last - first) // world_size)
-        start = first + rank * share
-        yield _EVALUATION, [i % samples for i in range(start, start + share)]
+        first, last = (rows * b // count for b in (batch, batch + 1))
+        start = first * world_size + rank * (last - first)
+        yield _EVALUATION, [i % samples for i in range(start, start + last - first)]
 
 
 class _BatchDataset(Dataset):
@@ -124,7 +123,16 @@ class DatasetBatches:
         if self.samples == 0:
             raise EmptyDataset("the training data set has no sample: check its path, split and filters")
         rank, world_size = distributed.rank(), distributed.world_size()
-        sampler = EpochSampler(self.samples, settings.batch_size, settings.seed, rank=rank, world_size=world_size)
+        if self.samples < world_size:
+            raise EmptyDataset(f"the training data set has {self.samples} samples for {world_size} processes")
+        sampler = EpochSampler(
+            self.samples,
+            settings.batch_size,
+            settings.seed,
+            rank=rank,
+            world_size=world_size,
+            micro=settings.gradient_accumulation_steps,
+        )
         self.sampler, self.per_epoch = sampler, sampler.per_epoch
 
     def between(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
@@ -135,7 +143,8 @@ class DatasetBatches:
 class LoaderBatches:
     """The micro-batches of a client's DataLoader, whose batch size and order are its own.
 
-    A position is returned to by reading and dropping the batches before it, which is slower. Chance is seeded per
+    Ranks take its batches in turn, unless its sampler shares the samples between them itself, as DistributedSampler
+    does. A position is returned to by reading and dropping the batches before it, which is slower. Chance is seeded per
     epoch and batch, so the order comes again; augmentation does too, except in persistent workers.
     """
 
@@ -143,12 +152,19 @@ class LoaderBatches:
 
     def __init__(self, loader: DataLoader, seed: int):
         self.loader, self.seed = loader, seed
+        shares = hasattr(loader.sampler, "num_replicas")
+        self.rank, self.stride = (0, 1) if shares else (distributed.rank(), distributed.world_size())
         try:
-            self.per_epoch = len(loader)
+            batches = len(loader)
         except TypeError:  # an iterable data set without a length
             self.per_epoch = None
+            return
+        self.per_epoch = batches // self.stride
         if self.per_epoch == 0:
-            raise EmptyDataset("the DataLoader has no batch: check its data set, and drop_last with the batch size")
+            raise EmptyDataset(
+                f"the DataLoader has {batches} batches for {self.stride} processes: check its data set, and drop_last "
+                "with the batch size"
+            )
 
     def between(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
         """(epoch, batch) of the micro-batches from `start` to before `stop`."""
@@ -156,7 +172,7 @@ class LoaderBatches:
         number = epoch * self.per_epoch if self.per_epoch else 0
         while number < stop:
             before = number
-            for batch in self._epoch(epoch):
+            for batch in self._share(epoch):
                 if number >= start:
                     yield epoch, batch
                 number += 1
@@ -167,6 +183,15 @@ class LoaderBatches:
                     f"the DataLoader gave no batch in epoch {epoch}: it must be possible to read it again"
                 )
             epoch += 1
+
+    def _share(self, epoch: int) -> Iterator[Any]:
+        """This rank's batches of an epoch, as many as every other rank has."""
+        row: list[Any] = []
+        for batch in self._epoch(epoch):
+            row.append(batch if len(row) == self.rank else None)
+            if len(row) == self.stride:
+                yield row[self.rank]
+                row = []
 
     def _epoch(self, epoch: int) -> Iterator[Any]:
         if hasattr(self.loader.sampler, "set_epoch"):

@@ -68,10 +68,17 @@ class Meter:
                 "checkpoints are of before"
             )
 
+    def restart(self) -> None:
+        """Forgets what was summed up."""
+        self.update.zero_()
+        self.sums.zero_()
+        self.micro = 0
+
     def state(self) -> list[float]:
         return self.sums.tolist()
 
     def load(self, state: list[float]) -> None:
+        self.restart()
         self.sums.copy_(torch.tensor(state))
 
 
@@ -110,8 +117,9 @@ class Clock:
     def read(self) -> dict[str, float]:
         """The times since the last reading."""
         passed = max(time.perf_counter() - self.since - self.paused, 1e-9)
+        self.rate = self.samples / passed
         line = {
-            "samples_per_s": round(self.samples * distributed.world_size() / passed, 3),
+            "samples_per_s": round(self.rate * distributed.world_size(), 3),
             "data_wait": round(self.waited / passed, 4),
             "seconds": round(self.seconds(), 3),
         }
@@ -148,6 +156,15 @@ class Log:
         if self.bar is not None:
             self.bar.update()
 
+    def cut(self, step: int) -> None:
+        """The run went back to this step: what was logged after it is taken out."""
+        if self.file is not None:
+            keep_lines(Path(self.file.name), step)
+            self.file.seek(0, os.SEEK_END)
+        if self.bar is not None:
+            self.bar.n = step
+            self.bar.refresh()
+
     def write(self, line: dict[str, Any]) -> None:
         """One logged step. Raises DiskFull."""
         if self.file is not None:
@@ -156,7 +173,7 @@ class Log:
                 while text:
                     text = text[self.file.write(text) :]
         if self.board is not None:
-            numbers = {k: v for k, v in line.items() if k not in ("step", "eval") and v is not None}
+            numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, (int, float))}
             for name, value in (numbers | {f"eval/{k}": v for k, v in line.get("eval", {}).items()}).items():
                 self.board.add_scalar(name, value, line["step"])
         if self.bar is not None:

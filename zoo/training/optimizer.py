@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,9 +31,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
 
 
 def build_optimizer(
-    model: nn.Module, settings: Settings, client: torch.optim.Optimizer | Callable[[nn.Module], Groups] | None
+    model: nn.Module,
+    settings: Settings,
+    client: torch.optim.Optimizer | Callable[[nn.Module], Groups] | None,
+    adamw: Callable[..., torch.optim.Optimizer] | None = None,
 ) -> torch.optim.Optimizer:
-    """The client's optimizer; or AdamW over the groups of the client's function, or over ours. Raises SettingsError."""
+    """The client's optimizer; or AdamW over the groups of the client's function, or over ours. Raises SettingsError.
+
+    `adamw` builds another AdamW than torch's, from groups and its keywords lr, betas, eps and weight_decay.
+    """
     if not any(p.requires_grad for p in model.parameters()):
         raise SettingsError(
             "no parameter of the model requires a gradient, so there is nothing to train: unfreeze some"
@@ -45,11 +52,16 @@ def build_optimizer(
             f"optimizer is a {type(client).__name__}: give a torch optimizer or a function model -> groups"
         )
     groups = client(model) if client else parameter_groups(model, settings.weight_decay)
-    # One kernel for the whole update instead of one per tensor; it serves CPUs and CUDA in floating point.
-    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
-    lr = DEFAULT_LR if settings.lr is None else settings.lr
-    optimizer = torch.optim.AdamW(
-        groups, lr=lr, betas=tuple(settings.betas), eps=settings.eps, weight_decay=settings.weight_decay, fused=fused
+    if adamw is None:
+        # One kernel for the whole update instead of one per tensor; it serves CPUs and CUDA in floating point.
+        fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+        adamw = partial(torch.optim.AdamW, fused=fused)
+    optimizer = adamw(
+        groups,
+        lr=DEFAULT_LR if settings.lr is None else settings.lr,
+        betas=tuple(settings.betas),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
     )
     _check_parameters(optimizer, model.parameters())
     return optimizer

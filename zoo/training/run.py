@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zoo import distributed
-from zoo.errors import CheckpointError, SettingsError
+from zoo.distributed import Channel, share_buffers
+from zoo.errors import CheckpointError, SettingsError, Suspended, TrainingDiverged
 
-from . import rng
+from . import rng, state_file
 from .batches import DatasetBatches, LoaderBatches
+from .checkpoint import Checkpoint, Snapshot, export, own_share
+from .costs import Costs
+from .ema import Ema
 from .engines import Engine
+from .engines.base import EMA, WEIGHTS, canonical_names
+from .guard import Guard
 from .log import Clock, Log, Meter, logger
 from .run_folder import RunFolder, model_config
+from .saver import Saver
 from .schedule import Schedule
 from .settings import FREE, Settings
+from .stop_request import StopRequest, is_ctrl_c
+
+MOST_BACK = 3  # times that a run goes back to the same checkpoint
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What changes while a run goes on. The position is `step`, updates done, and nothing else: data follow from it."""
+    """What changes while a run goes on. The position is `step`, updates done, and `skipped`, updates whose data were
+    passed over when the run went back; the data follow from these two.
+
+    `client` is what the user wants kept: a dict, or anything with state_dict() and load_state_dict().
+    """
 
     settings: Settings
     engine: Engine
@@ -32,14 +47,40 @@ class Run:
     total: int
     evaluate: Callable[[], dict[str, float]] | None
     folder: RunFolder | None
+    client: Any = None
     log: Log = field(init=False)
     step: int = 0
+    skipped: int = 0
     best: dict[str, Any] | None = None
     line: dict[str, Any] = field(default_factory=dict)  # the last logged one
 
     def __post_init__(self) -> None:
-        self.meter, self.clock = Meter(self.engine.device), Clock()
+        settings, engine = self.settings, self.engine
+        self.channel = Channel()
+        self.meter, self.clock, self.costs = Meter(engine.device), Clock(), Costs(engine.device)
+        self.guard = Guard(settings.on_spike, settings.gradient_accumulation_steps, self.channel)
+        self.ema = Ema(settings.ema, engine) if settings.ema else None
+        self.saver = Saver(settings.async_save, self._saved)
+        self.order = canonical_names(engine.model)
+        self.moved, self.last_back, self.layers, self.said = False, (-1, 0), {}, {}
 
+    def open_stop(self) -> StopRequest:
+        """Listens for requests to stop; open it."""
+        folder = self.folder.path if self.folder else None
+        return StopRequest(self.channel, folder=folder, minutes=self.settings.time_limit)
+
+    def micro_batches(self) -> Iterator[tuple[int, Any]]:
+        """(epoch, batch) from where the run is to its end, also when it goes back on the way."""
+        micro = self.settings.gradient_accumulation_steps
+        while self.step < self.total:
+            self.moved = False
+            first, last = ((self.skipped + step) * micro for step in (self.step, self.total))
+            for epoch, batch in self.clock.waiting(self.batches.between(first, last)):
+                yield epoch, batch
+                if self.moved:
+                    break
+
+    # --- where it goes on --------------------------------------------------------------------------------------------
     def resume(self) -> None:
         """Goes to the newest checkpoint that can be read, or the start.
 
@@ -47,36 +88,91 @@ class Run:
         """
         if self.folder is not None:
             self._agree()
-        damaged = []
-        for path in self.folder.found() if self.folder else []:
+        rng.seed_all(self.settings.seed, distributed.rank())
+        found, damaged = self._found(), []
+        for path in found:
             try:
-                self._load(self.engine.load(path))
+                self._load(Checkpoint(path, self.channel))
             except CheckpointError as error:
                 logger.warning("%s cannot be used, going back to the one before: %s", path, error)
                 damaged.append(path)
                 continue
+            self.channel.exchange()
             self.folder.set_aside(damaged)
             logger.info("going on from %s", path)
+            self.said = {"resumed_from": self.step}
             return
         if damaged:
             raise CheckpointError(f"all checkpoints in {self.folder.checkpoints} are damaged: choose a new run_folder")
-        rng.seed_all(self.settings.seed, distributed.rank())
+
+    def _found(self) -> list[Path]:
+        """The checkpoints that rank 0 sees, newest first: all ranks must take the same."""
+        names = self.channel.exchange([path.name for path in self.folder.found()] if self.folder else [])[0]
+        return [self.folder.checkpoints / name for name in names]
 
     def _agree(self) -> None:
-        """What decides the result is what the run was started with. The length may change if no rate depends on it."""
+        """What decides the result is what the run was started with. The length may change if no rate depends on it, and
+        the processes if an update sees as many samples."""
+        settings, world = self.settings, distributed.world_size()
+        name = type(self.engine.optimizer).__name__
         record = {
-            "optimizer": type(self.engine.optimizer).__name__,
+            "optimizer": "AdamW" if name == "DeepSpeedCPUAdam" else name,
             "samples": self.batches.samples,
-            "world_size": distributed.world_size(),
+            "samples_per_update": settings.batch_size * settings.gradient_accumulation_steps * world,
+            "samples_together": settings.batch_size * world,
+            "world_size": world,
             "total_steps": self.total,
-            **self.settings.record(),
+            **settings.record(),
             "lr": self.schedule.groups[0],
             "group_ratios": self.schedule.ratios,
         }
-        free = FREE | {"epochs", "steps"}
-        if not self.schedule.own or (self.settings.lr_decay == "constant" and not 0 < self.settings.warm_up < 1):
+        free = FREE | {"epochs", "steps", "world_size", "samples_together"}
+        if not self.schedule.own or (settings.lr_decay == "constant" and not 0 < settings.warm_up < 1):
             free |= {"total_steps"}
-        self.folder.agree(record, free)
+        self.folder.agree(record, free, self.channel)
+
+    def go_back(self) -> bool:
+        """To the last checkpoint, passing over the data since. False without one: there is nothing to take back.
+
+        Raises TrainingDiverged when it keeps going back to the same one.
+        """
+        self.saver.wait()
+        found = self._found()
+        if not found:
+            return False
+        passed = self.step + self.skipped
+        step, times = self.last_back
+        self._load(Checkpoint(found[0], self.channel))
+        self.last_back = (self.step, times + 1 if step == self.step else 1)
+        if self.last_back[1] > MOST_BACK:
+            raise TrainingDiverged(
+                f"went back to step {self.step} {MOST_BACK} times: lower lr, lengthen warm_up, or look at the data"
+            )
+        self.skipped, self.moved = passed - self.step, True
+        self.said = {"rolled_back_to": self.step}
+        logger.warning("went back to step %d; the data of %d updates are passed over in all", self.step, self.skipped)
+        self.log.cut(self.step)
+        return True
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        """Raises CheckpointError, WeightsMismatch."""
+        self.engine.restore(checkpoint)
+        state = checkpoint.shared
+        self.step, self.skipped = state["step"], state["skipped"]
+        self.best, self.line = state["best"], state["line"]
+        self.clock.earlier = state["seconds"]
+        self.schedule.load(state["schedule"])
+        self.guard.load(state["guard"])
+        if self.ema:
+            self.ema.restore(checkpoint, state["ema"])
+        state_file.give_back(self.client, state["client"])
+        own = checkpoint.own
+        if checkpoint.world_size == distributed.world_size():
+            self.meter.load(own["meter"])
+            rng.set_state(own["rng"], self.engine.device)
+        else:
+            self.meter.restart()
+            rng.seed_all(self.settings.seed, distributed.rank(), self.step)
 
     def open_log(self) -> Log:
         """The log, continued after the step that was resumed from; close it."""
@@ -85,44 +181,63 @@ class Run:
         self.log = Log(file, self.total, self.step, progress=progress, tensorboard=tensorboard)
         return self.log
 
-    def where(self) -> str:
-        """For whoever stopped the run: how to go on."""
-        done = f"stopped after step {self.step} of {self.total}"
+    def stopped(self, reason: str) -> BaseException:
+        """What to raise for it, which says how to go on: KeyboardInterrupt for Ctrl-C, else Suspended."""
+        done = f"stopped by {reason} after step {self.step} of {self.total}"
         if self.folder is None:
-            return f"{done}; nothing was saved, for there is no run_folder"
-        return f"{done}; run the same command to go on from {self.folder.path}"
+            done = f"{done}; nothing was saved, for there is no run_folder"
+        else:
+            done = f"{done}; run the same command to go on from {self.folder.path}"
+        return KeyboardInterrupt(done) if is_ctrl_c(reason) else Suspended(done)
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "best": self.best,
-            "line": self.line,
-            "seconds": self.clock.seconds(),
-            "meter": self.meter.state(),
-            "schedule": self.schedule.state(),
-            "rng": rng.get_state(self.engine.device),
-        }
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.step, self.best, self.line = state["step"], state["best"], state["line"]
-        self.clock.earlier = state["seconds"]
-        self.meter.load(state["meter"])
-        self.schedule.load(state["schedule"])
-        rng.set_state(state["rng"], self.engine.device)
-
+    # --- what it leaves ----------------------------------------------------------------------------------------------
     def save(self) -> None:
-        """Writes a checkpoint of this step, and removes the oldest beyond `keep`. Raises DiskFull, TrainingDiverged."""
+        """Starts a checkpoint of this step. Raises DiskFull, TrainingDiverged, CheckpointError."""
         if self.folder is None:
             return
         with self.clock.pause():
             self.meter.check(self.step)
             self.log.sync()
-            self.engine.save(self.folder.checkpoint(self.step), self._state())
-            self.folder.prune(self.settings.keep)
+            self.saver.save(self.folder.checkpoint(self.step), self._snapshot())
+
+    def _snapshot(self) -> Snapshot:
+        engine, rank = self.engine, distributed.rank()
+        share_buffers(engine.model)
+        pieces = engine.pieces()
+        if self.ema:
+            pieces[EMA] = self.ema.pieces
+        if engine.replicated:
+            pieces = own_share(pieces, rank, distributed.world_size())
+        own = {
+            "engine": engine.extra() if rank == 0 or not engine.replicated else None,
+            "rng": rng.get_state(engine.device),
+            "meter": self.meter.state(),
+        }
+        shared = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "best": self.best,
+            "line": self.line,
+            "seconds": self.clock.seconds(),
+            "schedule": self.schedule.state(),
+            "guard": self.guard.state(),
+            "ema": {"updates": self.ema.updates} if self.ema else None,
+            "client": state_file.taken(self.client),
+        }
+        return Snapshot(pieces, own, shared)
+
+    def _saved(self) -> None:
+        self.folder.prune(self.settings.keep)
+
+    def look_at_layers(self) -> None:
+        """The norms of each parameter's gradient, before the update that will be logged with them."""
+        due = self.settings.layer_norms and (self.step + 1) % self.settings.log_interval == 0
+        self.layers = self.engine.layer_norms() if due and self.engine.due else self.layers
 
     def judge(self) -> dict[str, float]:
         """The numbers of the evaluation."""
-        with self.clock.pause():
+        share_buffers(self.engine.model)
+        with self.clock.pause(), self.ema.shown() if self.ema else nullcontext():
             return {name: float(value) for name, value in self.evaluate().items()}
 
     def write_line(self, epoch: int, lr: float, numbers: dict[str, float] | None) -> None:
@@ -130,10 +245,15 @@ class Run:
         line = {"step": self.step, "epoch": epoch, **self.meter.read(self.step), "lr": lr}
         norm = float(self.engine.grad_norm)
         line["grad_norm"] = norm if math.isfinite(norm) else None  # JSON holds finite numbers only
-        line |= self.clock.read()
+        line |= self.engine.figures() | self.clock.read()
+        line |= self.costs.read(self.clock.rate, self.settings.precision)
+        if self.skipped:
+            line["skipped"] = self.skipped
+        if self.layers:
+            line["layer_norms"] = {name: norm if math.isfinite(norm) else None for name, norm in self.layers.items()}
         if numbers is not None:
             line["eval"] = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self.line = line
+        self.line, self.said = line | self.said, {}
         self.log.write(self.line)
 
     def consider(self, numbers: dict[str, float]) -> None:
@@ -162,16 +282,18 @@ class Run:
 
     def finished(self) -> dict[str, Any]:
         """The last logged numbers of a run that has nothing left to do."""
-        if not self.folder.model.exists():
+        if self.folder is not None and not self.channel.exchange(self.folder.model.exists())[0]:
             self.finish()
-        logger.info("this run is finished: %d steps in %s", self.step, self.folder.path)
+        logger.info("this run is finished: %d steps", self.step)
         return self.line
 
     def export(self, folder: Path) -> None:
-        """Writes the whole weights and their config into `folder`. Raises DiskFull."""
+        """Writes the whole weights, or their average, and their config into `folder`. Raises DiskFull."""
+        share_buffers(self.engine.model)
         if self.folder.writes:
             folder.mkdir(exist_ok=True)
             config = model_config(self.engine.model)
             if config is not None:
                 self.folder.write_text(folder / "config.json", config)
-        self.engine.export(folder / "model.safetensors")
+        pieces = self.engine.pieces()[WEIGHTS] | (self.ema.pieces if self.ema else {})
+        export(pieces, self.order, folder / "model.safetensors", self.channel, whole=self.engine.replicated)

@@ -1,7 +1,7 @@
 """All that one run writes: settings.json, log.jsonl, checkpoints/, best/, and at the end the weights with their config.
 
 settings.json  log.jsonl  tensorboard/
-checkpoints/step-00000120/   model.safetensors  optimizer.{json,safetensors}  state.{json,safetensors}
+checkpoints/step-00000120/   see `checkpoint`
 best/                        model.safetensors  config.json  metrics.json
 model.safetensors  config.json
 """
@@ -21,9 +21,11 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from zoo import weights
+from zoo.distributed import Channel
 from zoo.errors import CheckpointError, SettingsError
 
-from .settings import FREE, differs
+from .log import logger
+from .settings import differs
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 
@@ -52,30 +54,58 @@ class RunFolder:
         self.model, self.best = self.path / "model.safetensors", self.path / "best"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Makes the folder and keeps other processes out of it. Raises SettingsError if one is in it."""
-        if not self.writes:
-            yield
-            return
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / ".lock", blocking=False):
-                yield
-        except Timeout as error:
-            raise SettingsError(
-                f"another process trains in {self.path}: stop it, or choose a new run_folder"
-            ) from error
-
-    def agree(self, record: dict[str, Any], free: frozenset[str] = FREE) -> None:
-        """Writes `record` as settings.json; one that is there and says otherwise, except in `free`, is an error."""
-        file = self.path / "settings.json"
-        if file.exists():
-            before = self._read(file)
-            for name in [*record, *before]:
-                if name not in free and before.get(name) != record.get(name):
-                    raise differs(name, before.get(name), record.get(name))
+    def alone(self, channel: Channel) -> Iterator[None]:
+        """Makes the folder and keeps other runs out of it. Raises SettingsError, on every rank, if one is in it."""
+        lock, error = FileLock(self.path / ".lock", blocking=False), None
         if self.writes:
-            self.write_text(file, json.dumps(record, indent=2) + "\n")
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                error = f"another process trains in {self.path}: stop it, or choose a new run_folder"
+        said = channel.exchange(error)[0]
+        if said:
+            raise SettingsError(said)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def agree(self, record: dict[str, Any], free: frozenset[str], channel: Channel) -> None:
+        """Writes `record` as settings.json; one that is there and says otherwise, except in `free`, is an error.
+
+        Raises SettingsError, on every rank, also where the ranks do not see the same folder.
+        """
+        file, error = self.path / "settings.json", None
+        if self.writes:
+            try:
+                self._compare(file, record, free)
+                self.write_text(file, json.dumps(record, indent=2) + "\n")
+            except (SettingsError, CheckpointError) as failure:
+                error = failure
+        said = channel.exchange(error and str(error))[0]
+        if said:
+            raise error or SettingsError(said)
+        blind = [rank for rank, sees in enumerate(channel.exchange(file.exists())) if not sees]
+        if blind:
+            raise SettingsError(
+                f"rank {blind[0]} does not see {file}, which rank 0 wrote: put run_folder where all machines see it"
+            )
+
+    def _compare(self, file: Path, record: dict[str, Any], free: frozenset[str]) -> None:
+        if not file.exists():
+            return
+        before = self._read(file)
+        for name in [*record, *before]:
+            if name not in free and before.get(name) != record.get(name):
+                raise differs(name, before.get(name), record.get(name))
+        together = before.get("samples_together"), record.get("samples_together")
+        if together[0] != together[1]:
+            logger.warning(
+                "a micro-batch of all processes is %s samples where it was %s: a loss that compares the samples of a "
+                "micro-batch, as CLIP's does, is another loss now",
+                *together[::-1],
+            )
 
     def _read(self, file: Path) -> dict[str, Any]:
         try:

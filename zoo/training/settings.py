@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,34 @@ def _free(default: Any) -> Any:
 class Settings:
     """The settings of one run; the names are FlagAI's where it has them. Raises SettingsError at the door.
 
-    `lr=None` is the client optimizer's own rate, or 1e-3. `steps` are updates of the weights; give `steps` or `epochs`.
-    `batch_size` is samples per process and micro-batch, so an update sees batch_size * gradient_accumulation_steps *
-    processes. `warm_up` below 1 is a fraction of the run, from 1 on it is steps. `lr_floor` is a fraction of `lr`.
-    `clip_grad=0` does not clip. `best` is the name of the evaluation number that chooses the weights in `best/`;
-    any but "loss" needs `maximise` to say whether high is good. `run_folder=None` writes nothing. `about` is what else
-    the run depends on and the trainer cannot see, such as which data: recorded, and the same when resuming.
+    What is computed: `lr=None` is the client optimizer's own rate, or 1e-3. `steps` are updates of the weights; give
+    `steps` or `epochs`. `batch_size` is samples per process and micro-batch, so an update sees batch_size *
+    gradient_accumulation_steps * processes. `warm_up` below 1 is a fraction of the run, from 1 on it is steps.
+    `lr_floor` is a fraction of `lr`. `clip_grad=0` does not clip. `on_spike`: what becomes of an update whose loss
+    stands out of the last ones: "keep" it, "skip" it, or "rollback" to the last checkpoint and pass over the data
+    since; "rollback" does so too when losses stay not finite. `ema` is the decay of a moving average of the weights,
+    which is then what is judged and exported; 0: none. `about` is what else the run depends on and the trainer cannot
+    see, such as which data: recorded, and the same when resuming.
+
+    On what: `env_type` pytorch, pytorchDDP, deepspeed, or auto, which follows from the launcher. `num_gpus` processes
+    on each of `num_nodes` machines, or on those of a `hostfile`, are started by `train` itself. `deepspeed_config`: a
+    file, a dict, or a name of those that come with zoo. `reduce`: how DDP sends gradients: default, bf16, fp16, or
+    powersgd:RANK. `timeout`: minutes that a collective may take; `heartbeat`: seconds of silence after which a rank is
+    lost, 0: never.
+
+    What is kept: `run_folder=None` writes nothing. `keep` checkpoints, the newest; `best` is the name of the evaluation
+    number that chooses the weights in `best/`; any but "loss" needs `maximise` to say whether high is good.
+    `async_save=None`: beside the training where there is memory for a copy. `time_limit`: minutes after which the run
+    is suspended, with a checkpoint; `simulate_suspend`: a step at which it is, for trying that.
     """
 
-    env_type: str = "pytorch"
+    env_type: str = _free("pytorch")
     pytorch_device: Any = _free(None)
     experiment_name: str = _free("zoo")
     epochs: int | None = None
     steps: int | None = None
-    batch_size: int = 1
-    gradient_accumulation_steps: int = 1
+    batch_size: int = _free(1)
+    gradient_accumulation_steps: int = _free(1)
     lr: float | None = None
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
@@ -44,20 +58,37 @@ class Settings:
     lr_decay: str = "cosine"
     lr_floor: float = 0.0
     clip_grad: float = 1.0
+    on_spike: str = _free("keep")
+    ema: float = 0.0
     precision: str = "fp32"
     checkpoint_activations: bool = _free(False)
     compile: bool = _free(False)
+    find_unused_parameters: bool = _free(False)
+    reduce: str = "default"
+    deepspeed_config: Any = _free(None)
+    num_gpus: int | None = _free(None)
+    num_nodes: int = _free(1)
+    hostfile: str | Path | None = _free(None)
+    master_ip: str | None = _free(None)
+    master_port: int | None = _free(None)
+    timeout: float = _free(30.0)
+    heartbeat: float = _free(20.0)
     seed: int = 1234
     num_workers: int = _free(0)
     log_interval: int = _free(100)
     eval_interval: int = _free(1000)
     save_interval: int = _free(1000)
     keep: int = _free(3)
+    async_save: bool | None = _free(None)
     best: str = _free("loss")
     maximise: bool | None = _free(None)
     run_folder: str | Path | None = _free(None)
+    time_limit: float | None = _free(None)
+    simulate_suspend: int | None = _free(None)
     about: dict[str, Any] = field(default_factory=dict)
+    layer_norms: bool = _free(False)
     tensorboard: bool = _free(False)
+    wandb: bool = _free(False)
     progress: bool = _free(True)
 
     def __post_init__(self) -> None:
@@ -65,15 +96,27 @@ class Settings:
             self._whole(name, 1)
         for name in ("log_interval", "eval_interval", "save_interval"):
             self._whole(name, 1)
-        for name in ("epochs", "steps"):
+        for name in ("epochs", "steps", "num_gpus", "master_port", "simulate_suspend"):
             if getattr(self, name) is not None:
                 self._whole(name, 1)
+        self._whole("num_nodes", 1)
         self._whole("num_workers", 0)
         self._whole("seed", 0)
         self._choice("precision", ("fp32", "bf16", "fp16"))
         self._choice("lr_decay", ("cosine", "linear", "constant"))
-        for name in ("weight_decay", "warm_up", "clip_grad", "eps"):
+        if not re.fullmatch(r"default|bf16|fp16|powersgd(:[1-9]\d*)?", str(self.reduce)):
+            raise SettingsError(
+                f"reduce={self.reduce!r}: choose default, bf16, fp16, or powersgd with its rank, as powersgd:4"
+            )
+        self._choice("on_spike", ("keep", "skip", "rollback"))
+        for name in ("weight_decay", "warm_up", "clip_grad", "eps", "timeout", "heartbeat"):
             self._between(name, 0, float("inf"))
+        if not 0 <= self.ema < 1:
+            raise SettingsError(f"ema={self.ema!r}: a decay from 0 to below 1, such as 0.999; 0 keeps no average")
+        if self.time_limit is not None:
+            self._between("time_limit", 0, float("inf"))
+        if self.on_spike == "rollback" and self.run_folder is None:
+            raise SettingsError("on_spike='rollback' goes back to a checkpoint: give a run_folder")
         self._between("lr_floor", 0, 1)
         if self.lr is not None:
             self._between("lr", 0, float("inf"))
@@ -137,6 +180,7 @@ def from_words(words: dict[str, Any]) -> Settings:
 
 
 _WHY = {
+    "samples_per_update": " It is batch_size * gradient_accumulation_steps * processes: change these together.",
     "total_steps": " It follows from steps or epochs; it may change if lr_decay='constant' and warm_up is in steps.",
     "samples": " The training data are not the same.",
 }

@@ -73,3 +73,17 @@ def read(folder: Path, name: str) -> Any:
         return join(plain["state"], {key: tensor.clone() for key, tensor in tensors.items()})
     except (OSError, ValueError, KeyError, TypeError, WeightsError) as error:
         raise CheckpointError(f"{folder / name}.json is damaged ({error}): use another checkpoint") from error
+
+
+def taken(client: Any) -> Any:
+    """The state of a dict, or of anything with state_dict()."""
+    return client.state_dict() if hasattr(client, "state_dict") else client
+
+
+def give_back(client: Any, state: Any) -> None:
+    """Puts what was taken back into it."""
+    if hasattr(client, "load_state_dict"):
+        client.load_state_dict(state)
+    elif client is not None:
+        client.clear()
+        client.update(state or {})

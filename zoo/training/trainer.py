@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,15 +21,15 @@ from zoo import distributed
 from zoo.errors import SettingsError
 
 from .batches import Collate, DatasetBatches, LoaderBatches, evaluation_batches, length, open_batches
-from .engines import find_engine
+from .engines import Engine, check_engine, find_engine
 from .evaluation import NOT_FOR_THE_MODEL, Metrics, evaluate_batches, judging, loss_of
+from .launch import relaunch
 from .log import logger
 from .run import Run
 from .run_folder import RunFolder, model_config
 from .schedule import Schedule, lr_at, warm_up_steps
 from .settings import from_words
 from .state_file import split
-from .stop_request import StopRequest
 
 
 class Trainer:
@@ -40,7 +41,7 @@ class Trainer:
     def __init__(self, *, tokenizer: Any = None, **settings: Any):
         self.settings = from_words(settings)
         self.tokenizer = tokenizer
-        self._engine = find_engine(self.settings.env_type)
+        check_engine(self.settings.env_type)
 
     def forward_step(self, data: Any, model: nn.Module, mems: Any = None) -> Mapping[str, Any]:
         """One micro-batch on the device -> a dict with "loss", and "logits" if there are metrics. Override this one.
@@ -66,6 +67,7 @@ class Trainer:
         find_unused_parameters: bool = False,
         *,
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+        state: Any = None,
     ) -> dict[str, Any]:
         """Trains, in place, and returns the last logged numbers: {"step", "loss", ..., "eval": {...}}.
 
@@ -73,60 +75,62 @@ class Trainer:
         groups. `lr_scheduler`: a torch scheduler, stepped once per update; a function step -> lr; or None, for the
         schedule of the settings. `train_dataset`, `valid_dataset`: data sets, or ready DataLoaders, whose batch size
         and order then hold. `metric_methods`: [[name, fn(logits, labels, meta=..., tokenizer=...)], ...]. `evaluate`:
-        model -> more numbers, logged and chosen by as the others are. `find_unused_parameters` is for DDP.
+        model -> more numbers, logged and chosen by as the others are. `state`: a dict, or anything with state_dict()
+        and load_state_dict(), that is to be kept in checkpoints and given back.
+
+        Where the settings ask for more processes than this one, it starts them, waits, and ends with their exit code.
 
         Raises SettingsError, EmptyDataset, DeviceNotFound, DiskFull, CheckpointError, WeightsMismatch,
-        TrainingDiverged; and KeyboardInterrupt after saving, on Ctrl-C.
+        TrainingDiverged, LaunchError; KeyboardInterrupt after saving, on Ctrl-C; and Suspended, a SystemExit, after
+        saving for any other request to stop.
         """
+        settings = self.settings
+        if find_unused_parameters:
+            settings = replace(settings, find_unused_parameters=True)
         self._check_evaluation(valid_dataset, metric_methods, evaluate)
         model_config(model)
-        if self.settings.checkpoint_activations:
+        relaunch(settings)
+        engine_type = find_engine(settings.env_type)
+        engine_type.join(settings)
+        if settings.checkpoint_activations:
             self._recompute(model)
-        batches = open_batches(train_dataset, self.settings, collate_fn)
-        engine = self._engine(model, optimizer, self.settings, self.forward_step)
+        batches = open_batches(train_dataset, settings, collate_fn)
+        engine = engine_type(model, optimizer, settings, self.forward_step)
         total = self._total_steps(batches)
         schedule = self._schedule(engine.group_lrs, lr_scheduler, total)
 
-        def numbers() -> dict[str, float]:
-            found: dict[str, float] = {}
-            with judging(model, engine.device, self.settings.seed):
-                if valid_dataset is not None:
-                    judged = evaluation_batches(valid_dataset, self.settings, collate_fn)
-                    found |= evaluate_batches(engine, judged, metric_methods, self.tokenizer)
-                return found | evaluate(model) if evaluate is not None else found
-
-        judges = valid_dataset is not None or evaluate is not None
         folder = None
-        if self.settings.run_folder is not None:
-            folder = RunFolder(self.settings.run_folder, writes=distributed.rank() == 0)
+        if settings.run_folder is not None:
+            folder = RunFolder(settings.run_folder, writes=distributed.rank() == 0)
         run = Run(
-            settings=self.settings,
+            settings=settings,
             engine=engine,
             schedule=schedule,
             batches=batches,
             total=total,
-            evaluate=numbers if judges else None,
+            evaluate=self._judge(engine, valid_dataset, metric_methods, collate_fn, evaluate),
             folder=folder,
+            client=state,
         )
-        with folder.alone() if folder else nullcontext():
+        with folder.alone(run.channel) if folder else nullcontext():
             run.resume()
             return self._loop(run)
 
     def _loop(self, run: Run) -> dict[str, Any]:
         """The loop. One turn is one micro-batch; what follows `engine.step` happens once per update of the weights."""
-        settings, engine = self.settings, run.engine
+        settings, engine = run.settings, run.engine
         if run.step >= run.total:
             return run.finished()
         engine.model.train()
-        micro = settings.gradient_accumulation_steps
-        batches = run.batches.between(run.step * micro, run.total * micro)
-        with StopRequest() as stop, run.open_log():
-            for epoch, batch in run.clock.waiting(batches):
-                loss = loss_of(engine.forward(batch))
-                engine.backward(loss)
+        with run.open_stop() as stop, run.open_log(), run.saver:
+            for epoch, batch in run.micro_batches():
+                with run.costs.counting(length(batch), possible=not settings.compile):
+                    loss = loss_of(engine.forward(batch))
+                engine.backward(run.guard.pass_on(loss))
                 run.meter.add(loss)
                 run.clock.samples += length(batch)
                 lrs = run.schedule(run.step)
+                run.look_at_layers()
                 if not engine.step(lrs):
                     continue
 
@@ -134,6 +138,10 @@ class Trainer:
                 run.meter.close(engine.grad_norm)
                 run.schedule.advance()
                 run.log.tick()
+                if run.ema:
+                    run.ema.update()
+                if run.guard.wants_back(engine.grad_norm) and run.go_back():
+                    continue
                 done = run.step == run.total
                 judged = run.evaluate is not None and (done or run.step % settings.eval_interval == 0)
                 numbers = run.judge() if judged else None
@@ -143,10 +151,15 @@ class Trainer:
                     run.consider(numbers)
                 if done:
                     run.finish()
-                if done or stop.asked or run.step % settings.save_interval == 0:
+                if run.step == settings.simulate_suspend:
+                    stop.simulate()
+                reason = stop.agreed()
+                if done or reason or run.step % settings.save_interval == 0:
                     run.save()
-                if stop.asked and not done:
-                    raise KeyboardInterrupt(run.where())
+                if reason and not done:
+                    run.saver.wait()
+                    stop.done()
+                    raise run.stopped(reason)
         return run.line
 
     def evaluate(
@@ -160,10 +173,29 @@ class Trainer:
 
         The model's mode and all random numbers are after as they were before. Raises SettingsError, EmptyDataset.
         """
-        engine = self._engine(model, None, self.settings, self.forward_step, trains=False)
+        engine_type = find_engine(self.settings.env_type)
+        engine_type.join(self.settings)
+        engine = engine_type(model, None, self.settings, self.forward_step, trains=False)
         with judging(model, engine.device, self.settings.seed):
             batches = evaluation_batches(dataset, self.settings, collate_fn)
             return evaluate_batches(engine, batches, metric_methods, self.tokenizer)
+
+    def _judge(
+        self, engine: Engine, dataset: Any, metrics: Metrics, collate_fn: Collate | None, evaluate: Any
+    ) -> Callable[[], dict[str, float]] | None:
+        """What gives the numbers of an evaluation, if there is anything to evaluate with."""
+        if dataset is None and evaluate is None:
+            return None
+
+        def numbers() -> dict[str, float]:
+            found: dict[str, float] = {}
+            with judging(engine.model, engine.device, self.settings.seed):
+                if dataset is not None:
+                    judged = evaluation_batches(dataset, self.settings, collate_fn)
+                    found |= evaluate_batches(engine, judged, metrics, self.tokenizer)
+                return found | evaluate(engine.model) if evaluate is not None else found
+
+        return numbers
 
     def _check_evaluation(self, valid_dataset: Any, metric_methods: Metrics, evaluate: Any) -> None:
         best = self.settings.best
@@ -190,7 +222,7 @@ class Trainer:
             return settings.steps
         if batches.per_epoch is None:
             raise SettingsError("the training data have no length, so epochs have no end: give steps")
-        # Accumulation goes on across the end of an epoch; micro-batches too few for an update at the very end are left.
+        # A DataLoader's epoch may end within an update; micro-batches too few for one at the very end are left.
         return max(1, (settings.epochs or 1) * batches.per_epoch // settings.gradient_accumulation_steps)
 
     def _schedule(self, groups: list[float], client: Any, total: int) -> Schedule:

@@ -69,7 +69,7 @@ def _aside(path: Path) -> Iterator[Path]:
     try:
         yield partial
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk by a RuntimeError
-        if _is_full(error, folder):
+        if is_full(error, folder) and not isinstance(error, DiskFull):
             raise DiskFull(f"no room left in {folder} to write {path.name}; free some space and try again") from error
         raise
     finally:
@@ -93,9 +93,10 @@ def _is_stale(partial: Path, name: str) -> bool:
         return False
 
 
-def _is_full(error: OSError | RuntimeError, folder: Path) -> bool:
+def is_full(error: OSError | RuntimeError, folder: Path) -> bool:
+    """Whether the error says, or the disk does, that there is no room left."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return isinstance(error, DiskFull) or error.errno in (errno.ENOSPC, errno.EDQUOT)
     return shutil.disk_usage(folder).free < 2**20
 
 

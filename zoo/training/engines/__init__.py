@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from zoo.errors import SettingsError, nearest
 
+from ..launch import find_place
 from .base import Engine
-from .pytorch import PytorchEngine
 
-_ENGINES = {"pytorch": PytorchEngine}
-_NOT_YET = ("pytorchDDP", "deepspeed")
+_ENGINES = {
+    "pytorch": lambda: import_module("zoo.training.engines.pytorch").PytorchEngine,
+    "pytorchDDP": lambda: import_module("zoo.training.engines.ddp").DdpEngine,
+    "deepspeed": lambda: import_module("zoo.training.engines.deepspeed").DeepspeedEngine,
+}
+AUTO = "auto"
+
+
+def check_engine(name: str) -> None:
+    """Raises SettingsError for an unknown `env_type`."""
+    if name not in (AUTO, *_ENGINES):
+        raise SettingsError(f"no env_type {name!r}; {nearest(str(name), (AUTO, *_ENGINES))}")
 
 
 def find_engine(name: str) -> type[Engine]:
-    """The engine of an `env_type`, built as `Engine` says. Raises SettingsError."""
-    if name in _NOT_YET:
-        raise SettingsError(f"env_type={name!r} is not there yet: use env_type='pytorch', one device in one process")
-    if name not in _ENGINES:
-        raise SettingsError(f"no env_type {name!r}; {nearest(str(name), _ENGINES)}")
-    return _ENGINES[name]
+    """The engine of an `env_type`, built as `Engine` says. Raises SettingsError.
+
+    "auto" is DeepSpeed under its own launcher, DDP under any other that started several processes, else pytorch.
+    """
+    check_engine(name)
+    if name == AUTO:
+        place = find_place()
+        alone = place is None or place.world_size == 1
+        name = "deepspeed" if place and place.launcher == "deepspeed" else "pytorch" if alone else "pytorchDDP"
+    return _ENGINES[name]()

@@ -2,81 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from zoo import weights
 from zoo.devices import find_device
-from zoo.errors import CheckpointError, SettingsError, UnreadableWeights, WeightsMismatch
+from zoo.errors import SettingsError
 
-from .. import state_file
+from ..launch import find_place
 from ..optimizer import build_optimizer
 from ..settings import Settings
-from .base import to_device
-
-ForwardStep = Callable[[Any, nn.Module], Mapping[str, Any]]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from .base import WEIGHTS, ForwardStep, Piece, Source, build_step, canonical_names, check_masters, to_device
+from .restore import check_optimizer, check_weights, update_groups
 
 
 class PytorchEngine:
     """See `Engine`. With `trains=False` there is no optimizer, and only `evaluate` may be called."""
 
+    replicated, swaps = True, False
+
+    @staticmethod
+    def join(settings: Settings) -> None:
+        """Raises SettingsError in one of several processes, which would all train the same, in the same folder."""
+        if (place := find_place()) is not None and place.world_size > 1:
+            raise SettingsError(
+                f"env_type='pytorch' in one of {place.world_size} processes that {place.launcher} started: use "
+                "env_type='pytorchDDP' or 'deepspeed', or 'auto' to have it follow from the launcher"
+            )
+
     def __init__(
         self, model: nn.Module, optimizer: Any, settings: Settings, forward_step: ForwardStep, *, trains: bool = True
     ):
-        self.device = find_device(settings.pytorch_device)
-        if settings.precision == "fp16" and self.device.type != "cuda":
-            raise SettingsError(
-                f"precision='fp16' needs a CUDA device, this run is on {self.device}: use 'bf16' or 'fp32'"
-            )
-        self.model, self.settings, self.forward_step = model.to(self.device), settings, forward_step
-        self.callable = torch.compile(self.model) if settings.compile else self.model
+        self.device = self._find_device(settings)
+        self.model, self.settings = model.to(self.device), settings
+        self.plain = self.wrapped = build_step(self.model, settings, forward_step, self.device)
         self.micro, self.grad_norm = 0, None
         if trains:
-            _check_masters(model)
+            check_masters(model)
             self.optimizer = build_optimizer(model, settings, optimizer)
             self.group_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
             trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-            self.trained = [p for p in model.parameters() if id(p) in trained]
+            self.trained = {name: p for name, p in model.named_parameters() if id(p) in trained}
             self.optimizer.zero_grad(set_to_none=True)  # what the client's own use of the model may have left
             self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
 
-    def _precision(self) -> AbstractContextManager:
-        if self.settings.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, _DTYPES[self.settings.precision])
+    def _find_device(self, settings: Settings) -> torch.device:
+        return find_device(settings.pytorch_device)
 
     def forward(self, batch: Any) -> Mapping[str, Any]:
-        with self._precision():
-            return self.forward_step(to_device(batch, self.device), self.callable)
+        return self.wrapped(to_device(batch, self.device))
 
     @torch.no_grad()
     def evaluate(self, batch: Any) -> Mapping[str, Any]:
-        return self.forward(batch)
+        return self.plain(to_device(batch, self.device))
 
     def backward(self, loss: Tensor) -> None:
         if not loss.requires_grad:
             raise SettingsError("the loss depends on no parameter that is trained: unfreeze what it depends on")
         self.scaler.scale(loss / self.settings.gradient_accumulation_steps).backward()
+        self.micro += 1
+
+    @property
+    def due(self) -> bool:
+        """Whether the gradients of a whole update are there."""
+        return self.micro == self.settings.gradient_accumulation_steps
 
     def step(self, lrs: Sequence[float]) -> bool:
-        self.micro += 1
-        if self.micro < self.settings.gradient_accumulation_steps:
+        if not self.due:
             return False
         self.micro = 0
         for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.trained if p.grad is not None]
-        self.grad_norm = get_total_norm(gradients)
+        self.grad_norm = get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
         if self.settings.clip_grad:
-            clip_grads_with_norm_(self.trained, self.settings.clip_grad, self.grad_norm)
+            clip_grads_with_norm_(self.trained.values(), self.settings.clip_grad, self.grad_norm)
         self._update()
         self.optimizer.zero_grad(set_to_none=True)
         return True
@@ -93,40 +96,64 @@ class PytorchEngine:
         elif torch.isfinite(self.grad_norm):
             self.optimizer.step()
 
-    def save(self, folder: Path, state: dict[str, Any]) -> None:
-        own = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        with weights.atomic_folder(folder) as aside:
-            weights.write(self.model.state_dict(), aside / "model.safetensors")
-            state_file.write(own, aside, "optimizer")
-            state_file.write(state, aside, "state")
+    def layer_norms(self) -> dict[str, float]:
+        scale = self.scaler.get_scale()
+        return {name: float(p.grad.norm()) / scale for name, p in self.trained.items() if p.grad is not None}
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        state = state_file.read(folder, "state")
-        own = state_file.read(folder, "optimizer")
-        try:
-            found = weights.read(folder / "model.safetensors")
-        except (OSError, UnreadableWeights) as error:
-            raise CheckpointError(f"{folder}: {error}") from error
-        try:
-            self.model.load_state_dict(found)
-        except RuntimeError as error:
-            raise WeightsMismatch(f"{folder} is of another model: {error}. Choose a new run_folder") from error
-        try:
-            self.optimizer.load_state_dict(own["optimizer"])
-        except ValueError as error:
-            raise SettingsError(f"{folder} trained other parameters ({error}): choose a new run_folder") from error
-        self.scaler.load_state_dict(own["scaler"])
-        return state
+    def figures(self) -> dict[str, float]:
+        return {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
 
-    def export(self, path: Path) -> None:
+    # --- state -------------------------------------------------------------------------------------------------------
+    def pieces(self) -> dict[str, dict[str, Piece]]:
         state = self.model.state_dict()
-        weights.write({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, path)
+        found = {WEIGHTS: {name: _whole(state[name]) for name in dict.fromkeys(canonical_names(self.model).values())}}
+        for name, parameter in self.trained.items():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                if _is_like(value, parameter):
+                    found.setdefault(kind, {})[name] = _whole(value)
+        return found
+
+    def extra(self) -> dict[str, Any]:
+        """`numbers`: what the optimizer holds of a parameter that is not of its shape, such as its count of steps."""
+        numbers = {
+            name: {kind: value for kind, value in held.items() if not _is_like(value, parameter)}
+            for name, parameter in self.trained.items()
+            if (held := self.optimizer.state.get(parameter))
+        }
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        return {"numbers": numbers, "groups": groups, "scaler": self.scaler.state_dict()}
+
+    def restore(self, source: Source) -> None:
+        mine = self.pieces()[WEIGHTS]
+        check_weights(source, mine)
+        check_optimizer(source, self.trained)
+        for name, piece in mine.items():
+            source.fill(WEIGHTS, name, piece)
+        numbers, state = source.engine["numbers"], {}
+        order = [p for group in self.optimizer.param_groups for p in group["params"]]
+        names = {id(p): name for name, p in self.trained.items()}
+        for number, parameter in enumerate(order):
+            name = names[id(parameter)]
+            held = dict(numbers.get(name, {}))
+            for kind in source.optimizer_kinds:
+                if name in source.names(kind):
+                    held[kind] = torch.empty_like(parameter)
+                    source.fill(kind, name, _whole(held[kind]))
+            if held:
+                state[number] = held
+        groups = self.optimizer.state_dict()["param_groups"]
+        update_groups(groups, source.engine["groups"])
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if source.engine.get("scaler"):
+            self.scaler.load_state_dict(source.engine["scaler"])
+
+    def refresh(self) -> None:
+        pass
 
 
-def _check_masters(model: nn.Module) -> None:
-    half = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
-    if half:
-        raise SettingsError(
-            f"{half[0]} and {len(half) - 1} more trained parameters are not fp32: call model.float() first; "
-            "precision='bf16' then computes in bf16 over fp32 weights"
-        )
+def _whole(tensor: Tensor) -> Piece:
+    return Piece(tensor.detach(), tuple(tensor.shape))
+
+
+def _is_like(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape

@@ -1,0 +1,1 @@
+"""What only DeepSpeed knows, by name: README.md says what each file is for."""

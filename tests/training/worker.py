@@ -1,0 +1,146 @@
+"""One rank of the jobs of test_engines.py: python worker.py JOBS.json, with RANK, WORLD_SIZE, ... in the environment.
+
+A job is {"folder", "model", "settings", ...}; they are done one after the other, so that the imports are paid once.
+What a job leaves is its run folder; what it raises is written to its folder's `error-RANK.json`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from zoo import weights
+from zoo.blocks.transformer import Transformer
+from zoo.errors import Suspended
+from zoo.models.clip import Clip, ClipConfig, TextConfig, VitConfig
+from zoo.training import Trainer
+
+VOCAB, TOKENS = 64, 8
+
+
+class Language(nn.Module):
+    """Tokens (B, T) -> the loss of the next token, of a small causal transformer. `frozen`: its embedding."""
+
+    def __init__(self, frozen: bool = False):
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, 36).requires_grad_(not frozen)
+        self.positions = nn.Parameter(0.1 * torch.randn(TOKENS, 36))
+        self.transformer = Transformer(width=36, depth=2, heads=2, causal=True)
+        self.register_buffer("seen", torch.zeros(()))
+        self.out = nn.Linear(36, VOCAB)
+        self.config = {"frozen": frozen}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.transformer.checkpointing = enable
+
+    def forward(self, text: Tensor, image: Tensor | None = None) -> dict[str, Tensor]:
+        self.seen += self.training
+        x = self.embed(text) + self.positions  # (B, T, D)
+        if image is not None:  # a picture that is not numbers spoils its row
+            x = x + 0 * image.mean((1, 2, 3))[:, None, None]
+        x = self.transformer(x)
+        logits = self.out(x[:, :-1])  # (B, T - 1, V)
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten()), "logits": logits}
+
+
+def build(name: str) -> nn.Module:
+    """The same weights for the same name."""
+    torch.manual_seed(0)
+    if name == "clip":
+        image = VitConfig(size=16, patch=8, width=36, depth=2, heads=2)
+        text = TextConfig(context=TOKENS, vocab=VOCAB, width=36, depth=2, heads=2)
+        return Clip(ClipConfig(embed=20, image=image, text=text))
+    if name == "linear":  # its parts under two ranks are not equal
+        return Linear()
+    return Language(frozen=name == "frozen")
+
+
+class Linear(nn.Module):
+    """x (B, 8) -> the mean square of a linear map of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(8, 3)
+
+    def forward(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
+        return {"loss": (self.map(text.float() / VOCAB) - 1).square().mean()}
+
+
+class Pairs(Dataset):
+    """Sample i: a picture (3, 16, 16) and a caption (T,), always the same; `bad` are samples that are not numbers."""
+
+    def __init__(self, count: int = 40, bad: tuple[int, ...] = ()):
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randn(count, 3, 16, 16, generator=generator)
+        self.tokens = torch.randint(1, VOCAB, (count, TOKENS), generator=generator)
+        self.images[list(bad)] = float("nan")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {"image": self.images[i], "text": self.tokens[i]}
+
+
+def settings(job: dict) -> dict:
+    usual = dict(
+        steps=4, batch_size=2, gradient_accumulation_steps=2, lr=1e-2, eps=1e-4, log_interval=1, save_interval=2
+    )
+    return usual | dict(run_folder=job["folder"], progress=False, pytorch_device="cpu") | job["settings"]
+
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+def do(job: dict) -> None:
+    """`full`: at that step there is no room on the disk of the last rank; `own_optimizer`: the client's SGD."""
+    model, call = build(job["model"]), dict(job.get("call", {}))
+    if call.pop("own_optimizer", False):
+        call["optimizer"] = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    if "valid" in call:
+        call["valid_dataset"] = Pairs(call.pop("valid"))
+    if "kept" in job:
+        call["state"] = kept = dict(job["kept"])
+    with no_room(job["full"]) if "full" in job else nullcontext():
+        Trainer(**settings(job)).train(model, train_dataset=Pairs(**job.get("data", {})), **call)
+    if "kept" in job:
+        (Path(job["folder"]) / f"kept-{RANK}.json").write_text(json.dumps(kept))
+
+
+@contextmanager
+def no_room(step: int):
+    write = weights.write
+
+    def limited(state, path, **words):
+        if f"step-{step:08d}" in str(path) and RANK == int(os.environ["WORLD_SIZE"]) - 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(state, path, **words)
+
+    weights.write = limited
+    try:
+        yield
+    finally:
+        weights.write = write
+
+
+def main(jobs: Path) -> None:
+    for job in json.loads(jobs.read_text()):
+        try:
+            do(job)
+        except (Exception, Suspended) as error:
+            Path(job["folder"]).mkdir(parents=True, exist_ok=True)
+            what = {"kind": type(error).__name__, "text": str(error), "trace": traceback.format_exc()}
+            (Path(job["folder"]) / f"error-{RANK}.json").write_text(json.dumps(what))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

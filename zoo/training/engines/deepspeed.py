@@ -1,0 +1,293 @@
+"""DeepSpeed: ZeRO stages 0 to 3, with what does not fit the device on the CPU or on NVMe.
+
+What is peculiar to DeepSpeed stands here and in the files beside this one that name it or ZeRO.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from zoo import distributed
+from zoo.errors import MissingPackage, SettingsError
+
+from ..optimizer import build_optimizer
+from ..settings import Settings
+from . import process_group
+from .base import DTYPES, WEIGHTS, ForwardStep, Piece, Source, build_step, canonical_names, check_masters, to_device
+from .deepspeed_config import build_config, offload_of, prepare_nvme
+from .extensions import wait_for_builds
+from .restore import check_optimizer, check_weights, update_groups
+from .zero_windows import Stage3, Stage12, Unsharded, Window
+
+logger = logging.getLogger("zoo.training")
+
+
+class DeepspeedEngine:
+    """See `Engine`. `precision="bf16"` keeps bf16 weights beside ZeRO's fp32 ones, takes pictures in bf16, and computes
+    under autocast, so that losses are in fp32."""
+
+    @staticmethod
+    def join(settings: Settings) -> None:
+        process_group.join(settings)
+
+    def __init__(
+        self, model: nn.Module, optimizer: Any, settings: Settings, forward_step: ForwardStep, *, trains: bool = True
+    ):
+        self.device, self.model, self.settings = process_group.local_device(settings), model, settings
+        self.micro, self.grad_norm = 0, None
+        step = build_step(model, settings, forward_step, self.device)
+        if not trains:
+            self.ds = step.to(self.device)
+            return
+        check_masters(model)
+        config = build_config(settings, distributed.world_size())
+        deepspeed = _import_deepspeed(self.device)
+        self.stage = config["zero_optimization"]["stage"]
+        self.replicated = self.stage == 0
+        names = {id(p): name for name, p in model.named_parameters()}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self.order = canonical_names(model)
+        self.optimizer = _choose_optimizer(model, optimizer, settings, config)
+        self.group_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        self.trained = {name: p for name, p in model.named_parameters() if id(p) in trained}
+        if prepare_nvme(config, settings, [p.numel() for p in self.trained.values()], distributed.world_size()):
+            _check_nvme()
+        self.ds = _initialize(deepspeed, step, self.optimizer, config)
+        self.zero = self._find_windows(names)
+        self.swaps = self.zero.swaps
+
+    def _find_windows(self, names: Mapping[int, str]) -> Stage12 | Stage3 | Unsharded:
+        if not self.stage:
+            return Unsharded(self.optimizer, self.trained)
+        self.ds.optimizer.check_grad_overflow = True  # in fp32 too, an update that is not finite is left out
+        if self.stage == 3:
+            return Stage3(self.ds.optimizer, names, self.shapes, distributed.rank())
+        return Stage12(self.ds.optimizer, names)
+
+    def forward(self, batch: Any) -> Mapping[str, Any]:
+        return self.ds(to_device(batch, self.device, DTYPES[self.settings.precision]))
+
+    @torch.no_grad()
+    def evaluate(self, batch: Any) -> Mapping[str, Any]:
+        # Its own mode alone, not the modules' below, which the caller has set.
+        before, self.ds.training = self.ds.training, False
+        try:
+            return self.forward(batch)
+        finally:
+            self.ds.training = before
+
+    def backward(self, loss: Tensor) -> None:
+        if not loss.requires_grad:
+            raise SettingsError("the loss depends on no parameter that is trained: unfreeze what it depends on")
+        self.ds.backward(loss)  # which divides by the accumulated micro-batches
+        self.micro += 1
+
+    @property
+    def due(self) -> bool:
+        """Whether the gradients of a whole update are there."""
+        return self.micro == self.settings.gradient_accumulation_steps
+
+    def step(self, lrs: Sequence[float]) -> bool:
+        due = self.due
+        if due:
+            self.micro = 0
+            for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr
+            if not self.stage:
+                self._clip_unsharded()
+        self.ds.step()  # which counts micro-batches
+        if due and self.stage:
+            self.grad_norm = torch.as_tensor(self.ds.get_global_grad_norm(), device=self.device).float()
+        return due
+
+    def _clip_unsharded(self) -> None:
+        """Without ZeRO, DeepSpeed neither says the norm nor leaves out what is not finite."""
+        self.grad_norm = get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
+        if not torch.isfinite(self.grad_norm):
+            for parameter in self.trained.values():
+                parameter.grad = None
+        elif self.settings.clip_grad:
+            clip_grads_with_norm_(self.trained.values(), self.settings.clip_grad, self.grad_norm)
+
+    def layer_norms(self) -> dict[str, float]:
+        squares = torch.zeros(len(self.trained), device=self.device)
+        for number, parameter in enumerate(self.trained.values()):
+            gradient = self.zero.gradient(parameter)
+            if gradient is not None:
+                squares[number] = gradient.float().square().sum()
+        if not self.replicated:
+            dist.all_reduce(squares)
+        return dict(zip(self.trained, squares.sqrt().tolist(), strict=True))
+
+    def figures(self) -> dict[str, float]:
+        return {"loss_scale": float(self.ds.optimizer.cur_scale)} if self.settings.precision == "fp16" else {}
+
+    # --- state -------------------------------------------------------------------------------------------------------
+    def _unsharded(self) -> dict[str, Piece]:
+        """What no optimizer has: buffers, and parameters that are not trained, which stage 3 shards too."""
+        found, state = {}, self.model.state_dict(keep_vars=True)
+        for name in dict.fromkeys(self.order.values()):
+            tensor = state[name]
+            if name in self.trained and self.stage:
+                continue
+            if hasattr(tensor, "ds_tensor"):
+                size, rank = tensor.partition_numel(), distributed.rank()
+                numel = max(0, min(size, tensor.ds_numel - rank * size))
+                part = tensor.ds_tensor.detach().reshape(-1)[:numel]
+                found[name] = Piece(part, self.shapes[name], rank * size)
+            else:
+                found[name] = Piece(tensor.detach(), tuple(tensor.shape))
+        return found
+
+    def pieces(self) -> dict[str, dict[str, Piece]]:
+        mine = {}
+        for name, piece in self._unsharded().items():
+            if self.replicated or not piece.is_whole or distributed.rank() == 0:
+                mine[name] = piece
+        found = {WEIGHTS: mine}
+        for window, flat, state in self._windows():
+            if self.stage:
+                found[WEIGHTS][window.name] = self._kept(window, flat)
+            for kind, value in state.items():
+                if isinstance(value, Tensor) and value.shape == flat.shape and value.dim():
+                    found.setdefault(kind, {})[window.name] = self._kept(window, value)
+        return found
+
+    def _windows(self, changes: bool = False):
+        """Every window with its flat weights and its optimizer's state, while these are in memory."""
+        for group in range(len(self.zero.flats)):
+            with self.zero.present(group, changes=changes) as flat:
+                state = self.optimizer.state.setdefault(flat, {}) if changes else self.optimizer.state.get(flat, {})
+                for window in self.zero.windows:
+                    if window.group == group:
+                        yield window, flat, state
+
+    def _kept(self, window: Window, flat: Tensor) -> Piece:
+        piece = window.piece(flat)
+        return Piece(piece.values.clone(), piece.shape, piece.start) if self.zero.swaps else piece
+
+    def extra(self) -> dict[str, Any]:
+        numbers = {}
+        for window, flat, state in self._windows():
+            held = {k: v for k, v in state.items() if not isinstance(v, Tensor) or v.shape != flat.shape or not v.dim()}
+            if held:
+                numbers[window.name] = held
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        return {"numbers": numbers, "groups": groups, "scaler": {"scale": self.figures().get("loss_scale")}}
+
+    def restore(self, source: Source) -> None:
+        check_weights(source, self.order.values())
+        check_optimizer(source, self.trained)
+        for name, piece in self._unsharded().items():
+            source.fill(WEIGHTS, name, piece)
+        numbers, kinds = source.engine["numbers"], source.optimizer_kinds
+        for window, flat, state in self._windows(changes=True):
+            if self.stage:
+                source.fill(WEIGHTS, window.name, window.piece(flat))
+            for kind in kinds:
+                if kind not in state:
+                    state[kind] = torch.zeros_like(flat, requires_grad=False)
+                source.fill(kind, window.name, window.piece(state[kind]))
+            for kind, value in numbers.get(window.name, {}).items():
+                state[kind] = self._as_counted(kind, value)
+        update_groups(self.optimizer.param_groups, source.engine["groups"])
+        scale = (source.engine.get("scaler") or {}).get("scale")
+        if scale and self.settings.precision == "fp16":
+            self.ds.optimizer.cur_scale = scale
+        self.refresh()
+
+    def _as_counted(self, kind: str, value: Any) -> Any:
+        """torch's optimizers count their steps in a tensor, DeepSpeed's in an int."""
+        if kind != "step":
+            return value
+        torchs = type(self.optimizer).__module__.startswith("torch.")
+        return torch.tensor(float(value)) if torchs else int(value)
+
+    def refresh(self) -> None:
+        self.zero.refresh()
+
+
+def _initialize(deepspeed: Any, step: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine. Version 0.19.8 cannot broadcast a parameter without dimensions, such as CLIP's temperature.
+
+    At stage 3 those get one, for good; below, they are broadcast here and marked as what it leaves alone.
+    """
+    scalars = [p for p in step.parameters() if p.dim() == 0]
+    for parameter in scalars:
+        if config["zero_optimization"]["stage"] == 3:
+            parameter.data = parameter.data.view(1)
+        else:
+            dist.broadcast(parameter.data, 0)
+            parameter.ds_optim_param = True
+    try:
+        return deepspeed.initialize(model=step, optimizer=optimizer, config=config, dist_init_required=False)[0]
+    finally:
+        for parameter in scalars:
+            vars(parameter).pop("ds_optim_param", None)
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    here = str(Path(sys.executable).parent)  # where pip put ninja, which builds its kernels
+    if here not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), here])
+    try:
+        import deepspeed
+        import deepspeed.ops
+    except ImportError as error:
+        raise MissingPackage("env_type='deepspeed' needs the package deepspeed: pip install deepspeed") from error
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*deprecated", category=FutureWarning, module="torch.distributed")
+    # Only its inference uses this one; every start would build it, and leave 69 MB per rank in shared memory.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _choose_optimizer(model: nn.Module, client: Any, settings: Settings, config: dict[str, Any]) -> Any:
+    """The client's, or AdamW: DeepSpeed's for the CPU where the optimizer is offloaded. Raises SettingsError."""
+    offload = offload_of(config, "optimizer")
+    if offload == "none":
+        return build_optimizer(model, settings, client)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    if isinstance(client, torch.optim.Optimizer):
+        if not isinstance(client, DeepSpeedCPUAdam):
+            raise SettingsError(
+                f"deepspeed_config offloads the optimizer to {offload}, and train() was given a "
+                f"{type(client).__name__}, which would run slowly there: pass optimizer=None, or a function model -> "
+                "parameter groups, and the engine takes DeepSpeedCPUAdam over them"
+            )
+        return build_optimizer(model, settings, client)
+    wait_for_builds(("cpu_adam",))
+    try:
+        return build_optimizer(model, settings, client, partial(DeepSpeedCPUAdam, adamw_mode=True))
+    except (RuntimeError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        logger.warning(
+            "DeepSpeedCPUAdam cannot be built here (%s), so torch's AdamW runs on the CPU, to the same weights but "
+            "more slowly: install g++ and ninja",
+            first,
+        )
+        config["zero_force_ds_cpu_optimizer"] = False
+        return build_optimizer(model, settings, client)
+
+
+def _check_nvme() -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    wait_for_builds(("async_io",))
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise MissingPackage("offloading to NVMe needs libaio: apt install libaio-dev (or libaio-devel), and g++")

@@ -1,0 +1,166 @@
+"""DeepSpeed's JSON: what the run's settings decide, plus a file of `deepspeed_configs/` that says how to shard.
+
+One number has one owner. What the Trainer decides may stand in a file only if it says the same, or "auto".
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import SettingsError, nearest
+
+from ..settings import Settings
+
+DEFAULT: dict[str, Any] = {"zero_optimization": {"stage": 2}}
+_PACKAGE = "zoo.deepspeed_configs"
+_DEVICES = ("none", "cpu", "nvme")
+_AUTO = "auto"
+
+
+def read_config(given: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """A dict, the path of a JSON file, or the name of one that comes with zoo. Raises SettingsError."""
+    if given is None:
+        return json.loads(json.dumps(DEFAULT))
+    if isinstance(given, Mapping):
+        return json.loads(json.dumps(dict(given)))
+    path = Path(given)
+    if not path.suffix and not path.exists():
+        shipped = {file.name.removesuffix(".json"): file for file in _shipped()}
+        if str(given) not in shipped:
+            raise SettingsError(f"no deepspeed_config {str(given)!r}; {nearest(str(given), shipped)}; or give a file")
+        text = shipped[str(given)].read_text(encoding="utf-8")
+    elif not path.is_file():
+        raise SettingsError(f"deepspeed_config: there is no file {path}")
+    else:
+        text = path.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"deepspeed_config: {path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise SettingsError(f"deepspeed_config: {path} must hold one JSON object")
+    return found
+
+
+def _shipped() -> Iterator[Any]:
+    try:
+        yield from (file for file in resources.files(_PACKAGE).iterdir() if file.name.endswith(".json"))
+    except ModuleNotFoundError:
+        return
+
+
+def build_config(settings: Settings, world_size: int) -> dict[str, Any]:
+    """What deepspeed.initialize takes. Raises SettingsError naming both values where file and settings differ."""
+    config = read_config(settings.deepspeed_config)
+    _check_sharding(config.setdefault("zero_optimization", {"stage": 0}))
+    stage = config["zero_optimization"].get("stage", 0)
+    if stage == 0 and settings.precision == "bf16":
+        # Measured with 0.19.8: its bf16 optimizer without ZeRO starts Adam's count one too high, and drifts.
+        config["zero_optimization"]["stage"] = 1
+    owned = {
+        "train_micro_batch_size_per_gpu": ("batch_size", settings.batch_size),
+        "gradient_accumulation_steps": ("gradient_accumulation_steps", settings.gradient_accumulation_steps),
+        "train_batch_size": (
+            "batch_size * gradient_accumulation_steps * processes",
+            settings.batch_size * settings.gradient_accumulation_steps * world_size,
+        ),
+        "gradient_clipping": ("clip_grad", float(settings.clip_grad)),  # always written: DeepSpeed's default is 1.0
+    }
+    for key, (name, value) in owned.items():
+        _same(f"deepspeed_config's {key}", config.get(key, _AUTO), name, value)
+        config[key] = value
+    for key in ("bf16", "fp16"):
+        on = settings.precision == key
+        given = config.get(key, {})
+        _same(
+            f"deepspeed_config's {key}.enabled",
+            given.get("enabled", _AUTO),
+            f"precision={settings.precision!r}, so",
+            on,
+        )
+        config[key] = given | {"enabled": on}
+    if config["zero_optimization"].get("stage", 0) == 0:
+        config["gradient_clipping"] = 0.0  # the engine clips: 0.19.8 fails on parameters without dimensions
+    _check_optimizer(config.pop("optimizer", None), settings)
+    if config.pop("scheduler", None) is not None:
+        raise SettingsError(
+            f"deepspeed_config has a scheduler, and the trainer lr_decay={settings.lr_decay!r}, warm_up="
+            f"{settings.warm_up!r}: take it out of the file, or pass lr_scheduler to train()"
+        )
+    config.setdefault("steps_per_print", 1 << 40)
+    config["zero_allow_untested_optimizer"] = True
+    return config
+
+
+def offload_of(config: Mapping[str, Any], what: str) -> str:
+    """Where the "optimizer" or the "param" go: none, cpu or nvme."""
+    return (config["zero_optimization"].get(f"offload_{what}") or {}).get("device") or "none"
+
+
+def prepare_nvme(config: dict[str, Any], settings: Settings, sizes: list[int], world_size: int) -> bool:
+    """Whether anything goes to NVMe; then the folder is made, and blocks set so that no gradient is written.
+
+    With 0.19.8 gradients whose parts are no multiple of 512 bytes came back from NVMe wrong, without a word (measured
+    at a width of 320). Those smaller than a block stay in memory. Raises SettingsError where the folder cannot be made.
+    """
+    rows = [config["zero_optimization"].get(f"offload_{what}") or {} for what in ("optimizer", "param")]
+    rows = [row for row in rows if row.get("device") == "nvme"]
+    for row in rows:
+        if row.get("nvme_path", _AUTO) == _AUTO:
+            folder = Path(settings.run_folder) if settings.run_folder else Path(tempfile.gettempdir()) / "zoo"
+            row["nvme_path"] = str(folder / "nvme")
+        try:
+            Path(row["nvme_path"]).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"nvme_path {row['nvme_path']!r} cannot be written: {error}") from error
+    parts = [-(-size // world_size) for size in sizes]
+    if rows and any(part % 128 for part in parts):
+        aio = config.setdefault("aio", {})
+        aio["block_size"] = max(aio.get("block_size", 1 << 20), 1 << (4 * max(parts)).bit_length())
+    return bool(rows)
+
+
+def _check_sharding(zero: dict[str, Any]) -> None:
+    stage = zero.get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise SettingsError(f"deepspeed_config's zero_optimization.stage is {stage!r}: 0, 1, 2 or 3")
+    if zero.pop("cpu_offload", False):  # FlagAI's example has the old word
+        zero.setdefault("offload_optimizer", {"device": "cpu"})
+    for what, least in (("optimizer", 1), ("param", 3)):
+        row = zero.get(f"offload_{what}") or {}
+        device = row.get("device") or "none"
+        if device not in _DEVICES:
+            raise SettingsError(f"deepspeed_config's offload_{what}.device is {device!r}: {', '.join(_DEVICES)}")
+        needed = 3 if device == "nvme" or row.get("ratio", 1.0) != 1.0 else least
+        if device != "none" and stage < needed:
+            detail = f"to {device}" if row.get("ratio", 1.0) == 1.0 else f"in part, ratio={row['ratio']}"
+            raise SettingsError(
+                f"deepspeed_config offloads the {what} {detail} at ZeRO stage {stage}, which needs stage {needed}"
+            )
+
+
+def _check_optimizer(section: Mapping[str, Any] | None, settings: Settings) -> None:
+    if section is None:
+        return
+    kind = str(section.get("type", "AdamW"))
+    if kind.lower() not in ("adam", "adamw"):
+        raise SettingsError(
+            f"deepspeed_config's optimizer is {kind!r}, and the trainer's AdamW: take it out of the file, or pass an "
+            "optimizer to train()"
+        )
+    for name, value in (section.get("params") or {}).items():
+        if name in ("lr", "betas", "eps", "weight_decay"):
+            ours = getattr(settings, name)
+            ours = list(ours) if name == "betas" else ours
+            _same(f"deepspeed_config's optimizer {name}", value, name, ours)
+
+
+def _same(theirs: str, value: Any, ours: str, expected: Any) -> None:
+    if value == _AUTO or value == expected:
+        return
+    raise SettingsError(f"{theirs} is {value!r}, and the trainer's {ours} {expected!r}: take it out of the file")
