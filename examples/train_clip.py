@@ -3,6 +3,8 @@
     python examples/train_clip.py                                      # from nothing, on the packaged emoji
     python examples/train_clip.py --model clip-emoji-tiny --lr 1e-4    # goes on from published weights
     python examples/train_clip.py --pairs pairs.tsv --pictures img --model clip-base-p32-224 --lock-image
+    python examples/train_clip.py --num-gpus 2                         # two processes, torch's DDP
+    deepspeed --hostfile hostfile examples/train_clip.py               # or torchrun, or accelerate launch
 
 Start the same command again and it goes on where it was stopped or killed. The run folder holds settings.json,
 log.jsonl, checkpoints/, and at the end model.safetensors with its config.json, which
@@ -33,6 +35,8 @@ from zoo.metrics.retrieval import recall
 from zoo.models.clip import Clip, ClipConfig, TextConfig
 from zoo.models.clip_resnet import ResNetConfig
 from zoo.tokenizers import ClipTokenizer
+from zoo.training.options import add_options, trainer_words
+from zoo.weights import atomic_file
 
 EMOJI_MERGES = File(name="merges.txt.gz", packaged="emoji_bpe.txt.gz")  # 4,096 ids, by train_tokenizer.py
 EMOJI_CLIP = ClipConfig(
@@ -53,26 +57,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=Path, help="folder that the filepaths of --pairs start from")
     parser.add_argument("--language", default="both", choices=("en", "zh", "both"), help="of the emoji captions")
     parser.add_argument("--distort", type=float, default=1.0, help="strength of the distortions of emoji, 0 for none")
-    parser.add_argument("--env-type", default="pytorch", help="pytorch; more engines to come")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: cuda if there is one")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="updates of the weights")
-    length.add_argument("--epochs", type=int, help="passes over the data; default: 10")
-    parser.add_argument("--batch-size", type=int, default=256, help="pairs per update: each is told from all others")
     parser.add_argument("--chunk", type=int, help="embed so many pairs at a time: same result, less memory")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.2)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
-    parser.add_argument("--workers", type=int, default=0, help="processes that read and transform pictures")
     parser.add_argument("--loss", default="softmax", choices=("softmax", "sigmoid"), help="CLIP's or SigLIP's")
     parser.add_argument("--lock-image", action="store_true", help="train the text tower only (LiT)")
-    parser.add_argument("--checkpoint-activations", action="store_true", help="less memory, a third more time")
-    parser.add_argument("--eval-interval", type=int, default=200, help="steps between measurements of retrieval")
-    parser.add_argument("--save-interval", type=int, default=200, help="steps between checkpoints")
-    parser.add_argument("--log-interval", type=int, default=20)
-    parser.add_argument("--tensorboard", action="store_true")
-    parser.add_argument("--run-folder", type=Path, default=Path("runs/clip"))
-    parser.add_argument("--seed", type=int, default=1234)
+    # Each pair is told from all others of the batch, of all processes.
+    add_options(parser, batch_size=256, lr=2e-3, weight_decay=0.2, run_folder=Path("runs/clip"))
     return parser.parse_args(argv)
 
 
@@ -82,12 +71,19 @@ def build(args: argparse.Namespace) -> tuple[Clip, ClipTokenizer]:
     if args.model:
         loader = AutoLoader("txt_img_matching", args.model, device="cpu", dtype="float32")
         for file in loader.card.files[1:]:
-            shutil.copyfile(fetch(file, loader.folder), args.run_folder / file.name)
+            keep(fetch(file, loader.folder), args.run_folder / file.name)
         return loader.get_model(), loader.get_tokenizer()
     torch.manual_seed(args.seed)
-    merges = shutil.copyfile(fetch(EMOJI_MERGES), args.run_folder / EMOJI_MERGES.name)
+    merges = keep(fetch(EMOJI_MERGES), args.run_folder / EMOJI_MERGES.name)
     config = replace(EMOJI_CLIP, loss=args.loss)
     return Clip(config), ClipTokenizer(merges, context_length=config.text.context)
+
+
+def keep(file: Path, to: Path) -> Path:
+    """A copy, written aside and renamed: several processes do this at once."""
+    with atomic_file(to) as aside:
+        shutil.copyfile(file, aside)
+    return to
 
 
 def open_data(args: argparse.Namespace, model: Clip, tokenizer: ClipTokenizer) -> tuple[Dataset, Dataset | None]:
@@ -117,29 +113,17 @@ def main(argv: list[str] | None = None) -> None:
     if args.lock_image:
         model.lock("image")
     train, held_out = open_data(args, model, tokenizer)
+    words = trainer_words(args)
+    if not args.steps and not args.epochs:
+        words["epochs"] = 10
     trainer = Trainer(
-        env_type=args.env_type,
-        pytorch_device=args.device,
         experiment_name="clip",
-        epochs=None if args.steps else args.epochs or 10,
-        steps=args.steps,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        weight_decay=args.weight_decay,
         betas=(0.9, 0.98),
         eps=1e-6,
-        precision=args.precision,
-        checkpoint_activations=args.checkpoint_activations,
-        seed=args.seed,
         about={name: str(getattr(args, name)) for name in CHANGES_THE_DATA_OR_THE_MODEL},
-        num_workers=args.workers,
-        log_interval=args.log_interval,
-        eval_interval=args.eval_interval,
-        save_interval=args.save_interval,
         best="picture_to_text_R@1" if held_out else "loss",
         maximise=True if held_out else None,
-        tensorboard=args.tensorboard,
-        run_folder=args.run_folder,
+        **words,
     )
     evaluate = partial(measure, held_out) if held_out else None
     trainer.train(model, train_dataset=train, collate_fn=collate_fn, evaluate=evaluate)

@@ -66,8 +66,8 @@ def test_clip_training_killed_at_three_random_steps_ends_in_the_same_weights(pai
         while len(lines(folder)) < step and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, f"was to be killed at step {step}"
+        err = process.communicate()[1]
+        assert process.returncode == -signal.SIGKILL, f"was to be killed at step {step}: {err[-1000:]}"
     run("train_clip.py", *settings(pairs, "killed"), cwd=tmp_path)
 
     killed = weights.read(folder)

@@ -49,6 +49,8 @@ MOVES = [  # who is suspended after two steps -> who goes on
     ("ddp", "ddp"),
     ("zero3", "zero3"),
 ]
+# CLIP has a parameter without dimensions.
+CLIP_MOVES = [("ddp", "zero3"), ("zero3", "zero0"), ("zero0", "zero2"), ("zero2", "ddp")]
 LEFT = ["ddp", "zero1", "zero3-offload"]  # of two processes, which one process goes on with; and the other way round
 
 
@@ -124,6 +126,9 @@ def jobs_of_two() -> list[dict]:
         folder = f"{first}-to-{second}"
         jobs.append(suspended(folder, ENGINES[first]) | {"kept": {"seen": 3}})
         jobs.append(row(folder, "language", ENGINES[second], kept={"seen": 0}))
+    for first, second in CLIP_MOVES:
+        stop = ENGINES[first] | {"simulate_suspend": 2}
+        jobs += [row(f"clip-{first}-to-{second}", "clip", s) for s in (stop, ENGINES[second])]
     jobs += [suspended(f"{name}-to-one", ENGINES[name]) for name in LEFT]
     jobs += [row(f"one-to-{name}", "language", ENGINES[name]) for name in LEFT]
     jobs += [row(f"reduce-{how}", "language", {"steps": 14, "reduce": how, **ENGINES["ddp"]}) for how in REDUCES]
@@ -254,6 +259,11 @@ def test_a_run_goes_on_under_another_engine(runs, first, second):
     assert error(folder)["kind"] == error(folder, 1)["kind"] == "Suspended"
     check_same(runs / "language-one", folder)
     assert json.loads((folder / "kept-1.json").read_text()) == {"seen": 3}
+
+
+@pytest.mark.parametrize(("first", "second"), CLIP_MOVES)
+def test_a_parameter_without_dimensions_goes_along(runs, first, second):
+    check_same(runs / "clip-one", runs / f"clip-{first}-to-{second}")
 
 
 @pytest.mark.parametrize("engine", LEFT)

@@ -151,7 +151,9 @@ def test_a_rank_that_fails_is_named_and_ends_the_others(script, word: str, code:
 
 def test_a_rank_that_does_not_end_is_killed(script: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(workers, "GRACE", 0.5)
+    begun = time.monotonic()
     assert launch.start([*script, "stubborn"], num_gpus=2) == 7
+    assert time.monotonic() - begun < 15
     assert not any(alive(about["pid"]) for about in ranks(script, 2))
 
 
@@ -342,7 +344,7 @@ def main():
     more = dict(num_gpus=2, num_nodes=1, hostfile=None, master_ip=None, master_port=None)
     relaunch(SimpleNamespace(**more))
     place = find_place()
-    print(place.rank, place.launcher, *sys.argv[1:], flush=True)
+    sys.stdout.write(" ".join([str(place.rank), place.launcher, *sys.argv[1:]]) + "\\n")  # whole, though unbuffered
     sys.exit(9 if "fail" in sys.argv else 0)
 
 main()

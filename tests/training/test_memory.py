@@ -89,6 +89,9 @@ def test_gradients_and_activations_count_once_only_where_they_take_turns():
     assert alone.device == 12 * SMALL.parameters + max(4 * SMALL.parameters, act)
     for setup in (Setup(accumulation=2, gpu=False), Setup(world_size=2, per_machine=2, gpu=False)):
         assert need(SMALL, setup, act).device == 16 * SMALL.parameters + act
+    for stage, turns in ((1, True), (2, True), (3, False)):
+        one, two = (need(SMALL, bf16(stage, accumulation=n), act) for n in (1, 2))
+        assert (two.device - one.device) == (min(act, one.gradients) if turns else 0)
 
 
 def test_without_a_gpu_everything_is_the_hosts():

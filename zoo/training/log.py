@@ -90,7 +90,7 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        self.since, self.waited, self.paused, self.samples = time.perf_counter(), 0.0, 0.0, 0
+        self.since, self.waited, self.paused, self.samples, self.updates = time.perf_counter(), 0.0, 0.0, 0, 0
 
     def seconds(self) -> float:
         """Since the start of the run, without the time between an interruption and going on."""
@@ -114,15 +114,23 @@ class Clock:
                 return
             yield batch
 
-    def read(self) -> dict[str, float]:
-        """The times since the last reading."""
+    def read(self, comm_s: float | None = None) -> dict[str, float]:
+        """The times since the last reading. `comm_s`: seconds per update that this rank waited for others.
+
+        Leaves `rate`, samples per second of this rank, and `working_rate`, that without the waiting: the rank that all
+        wait for has the lowest.
+        """
         passed = max(time.perf_counter() - self.since - self.paused, 1e-9)
+        communicated = min(passed, (comm_s or 0.0) * self.updates)
         self.rate = self.samples / passed
+        self.working_rate = round(self.samples / max(passed - communicated, 1e-9), 3)
         line = {
             "samples_per_s": round(self.rate * distributed.world_size(), 3),
             "data_wait": round(self.waited / passed, 4),
             "seconds": round(self.seconds(), 3),
         }
+        if comm_s is not None:
+            line["comm"] = round(communicated / passed, 4)
         self.restart()
         return line
 
@@ -130,14 +138,18 @@ class Clock:
 class Log:
     """Writes lines to where they are wanted; on the other ranks, nowhere."""
 
-    def __init__(self, file: Path | None, total: int, done: int, *, progress: bool, tensorboard: bool):
+    def __init__(
+        self, file: Path | None, total: int, done: int, *, progress: bool, tensorboard: bool, wandb: str | None = None
+    ):
         speaks = distributed.rank() == 0
-        self.file = self.board = self.bar = None
+        self.file = self.board = self.bar = self.wandb = None
         if file is not None and speaks:
             keep_lines(file, done)
             self.file = file.open("ab", buffering=0)  # no line waits where a kill or a full disk loses it
             if tensorboard:
                 self.board = _open_board(file.parent / "tensorboard", done)
+            if wandb:
+                self.wandb = _open_wandb(wandb, file.parent)
         if progress and speaks:
             from tqdm import tqdm
 
@@ -150,6 +162,8 @@ class Log:
         for sink in (self.file, self.board, self.bar):
             if sink is not None:
                 sink.close()
+        if self.wandb is not None:
+            self.wandb.finish()
 
     def tick(self) -> None:
         """An update is done."""
@@ -176,6 +190,8 @@ class Log:
             numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, (int, float))}
             for name, value in (numbers | {f"eval/{k}": v for k, v in line.get("eval", {}).items()}).items():
                 self.board.add_scalar(name, value, line["step"])
+        if self.wandb is not None:
+            self.wandb.log({k: v for k, v in line.items() if v is not None}, step=line["step"])
         if self.bar is not None:
             shown = {k: line[k] for k in ("loss", "lr", "samples_per_s", "data_wait") if line.get(k) is not None}
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()})
@@ -221,3 +237,11 @@ def _open_board(folder: Path, done: int) -> Any:
     except ImportError as error:
         raise MissingPackage("tensorboard=True needs the package tensorboard: pip install tensorboard") from error
     return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+
+
+def _open_wandb(project: str, folder: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise MissingPackage("wandb=True needs the package wandb: pip install wandb") from error
+    return wandb.init(project=project, name=folder.name, id=folder.name, dir=str(folder), resume="allow")

@@ -201,9 +201,11 @@ def need(sizes: Sizes, setup: Setup, activations: int) -> Need:
     """The bytes of a run; `activations` are those of one micro-batch of one process, see activation_bytes."""
     weights, gradients, optimizer = _on_device(sizes, setup)
     buffers = _buffers(sizes, setup)
-    # Alone and without accumulation, gradients come as activations go: the larger of the two is the peak.
-    alone = setup.stage is None and setup.world_size == 1 and setup.accumulation == 1
-    never_together = min(gradients, activations) if alone else 0
+    # Gradients come as activations go, and the larger of the two is the peak: where nothing is accumulated, and no
+    # buffer keeps the gradients' place, as DDP's and ZeRO-3's do. A CPU's buckets fill with them.
+    takes_turns = setup.accumulation == 1 and (setup.stage in (1, 2) or (not setup.stage and setup.world_size == 1))
+    fresh = gradients if setup.gpu or not setup.stage else gradients + buffers
+    never_together = min(fresh, activations) if takes_turns else 0
     ema = 4 * sizes.trained if setup.ema else 0
     if not setup.offload_optimizer:  # the average lies where the master weights lie
         optimizer += ema // (setup.world_size if setup.stage else 1)
@@ -284,6 +286,7 @@ def _buffers(sizes: Sizes, setup: Setup) -> int:
         return own
     low = 4 if setup.precision == "fp32" else 2
     # Buckets are allocated whole; on a CPU the system gives the pages that are written to.
-    bucket = setup.reduce_bucket if setup.gpu else min(setup.reduce_bucket, sizes.trained)
+    buckets = setup.reduce_bucket * setup.reduce_buckets
+    buckets = buckets if setup.gpu else min(buckets, sizes.trained)
     gathered = min(setup.live_parameters, sizes.parameters) if setup.stage == 3 else 0
-    return own + low * (bucket * setup.reduce_buckets + gathered)
+    return own + low * (buckets + gathered)

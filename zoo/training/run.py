@@ -178,16 +178,15 @@ class Run:
         """The log, continued after the step that was resumed from; close it."""
         file = self.folder.log if self.folder else None
         progress, tensorboard = self.settings.progress, self.settings.tensorboard
-        self.log = Log(file, self.total, self.step, progress=progress, tensorboard=tensorboard)
+        wandb = self.settings.experiment_name if self.settings.wandb else None
+        self.log = Log(file, self.total, self.step, progress=progress, tensorboard=tensorboard, wandb=wandb)
         return self.log
 
     def stopped(self, reason: str) -> BaseException:
         """What to raise for it, which says how to go on: KeyboardInterrupt for Ctrl-C, else Suspended."""
-        done = f"stopped by {reason} after step {self.step} of {self.total}"
-        if self.folder is None:
-            done = f"{done}; nothing was saved, for there is no run_folder"
-        else:
-            done = f"{done}; run the same command to go on from {self.folder.path}"
+        saved = f"run the same command to go on from {self.folder.path}" if self.folder else "nothing was saved"
+        done = f"stopped by {reason} after step {self.step} of {self.total}; {saved}"
+        logger.warning("%s", done)
         return KeyboardInterrupt(done) if is_ctrl_c(reason) else Suspended(done)
 
     # --- what it leaves ----------------------------------------------------------------------------------------------
@@ -245,7 +244,10 @@ class Run:
         line = {"step": self.step, "epoch": epoch, **self.meter.read(self.step), "lr": lr}
         norm = float(self.engine.grad_norm)
         line["grad_norm"] = norm if math.isfinite(norm) else None  # JSON holds finite numbers only
-        line |= self.engine.figures() | self.clock.read()
+        figures = self.engine.figures()
+        line |= self.clock.read(figures.pop("comm_s", None)) | figures
+        if distributed.is_distributed():
+            line["rank_samples_per_s"] = self.channel.exchange(self.clock.working_rate)
         line |= self.costs.read(self.clock.rate, self.settings.precision)
         if self.skipped:
             line["skipped"] = self.skipped

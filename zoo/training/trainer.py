@@ -135,6 +135,7 @@ class Trainer:
                     continue
 
                 run.step += 1
+                run.clock.updates += 1
                 run.meter.close(engine.grad_norm)
                 run.schedule.advance()
                 run.log.tick()

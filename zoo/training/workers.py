@@ -123,7 +123,7 @@ def start_workers(job: Job, environ: Mapping[str, str]) -> list[Worker]:
                 env=shared | own,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C comes once, through us
-                preexec_fn=None,
+                preexec_fn=die_with_parent,
             )
         except OSError as error:
             for worker in workers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -152,6 +152,17 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     return {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
+
+
+def tensor_kinds(states: Iterable[tuple[Tensor, Mapping[str, Any]]]) -> set[str]:
+    """What an optimizer holds in the shape of a parameter. A parameter without dimensions cannot tell: its moments look
+    like its count of steps, so that the others say for it."""
+    return {
+        kind
+        for parameter, state in states
+        for kind, value in state.items()
+        if isinstance(value, Tensor) and value.dim() and value.shape == parameter.shape
+    }
 
 
 def to_device(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:

@@ -60,7 +60,13 @@ class DdpEngine(PytorchEngine):
             self.reduce.count()
 
     def figures(self) -> dict[str, float]:
-        return super().figures() | self.reduce.figures()
+        found = super().figures() | self.reduce.figures()
+        # Nanoseconds of the updates that DDP has timed: what the backward pass does not hide of the communication.
+        times = self.wrapped._get_ddp_logging_data()
+        if times.get("avg_backward_comm_time"):
+            waited = times["avg_backward_comm_time"] - times["avg_backward_compute_comm_overlap_time"]
+            found["comm_s"] = waited / 1e9
+        return found
 
 
 def _is_static(settings: Settings) -> bool:

@@ -25,10 +25,23 @@ from zoo.errors import MissingPackage, SettingsError
 from ..optimizer import build_optimizer
 from ..settings import Settings
 from . import process_group
-from .base import DTYPES, WEIGHTS, ForwardStep, Piece, Source, build_step, canonical_names, check_masters, to_device
+from .base import (
+    DTYPES,
+    WEIGHTS,
+    ForwardStep,
+    Piece,
+    Source,
+    build_step,
+    canonical_names,
+    check_masters,
+    tensor_kinds,
+    to_device,
+)
 from .deepspeed_config import build_config, offload_of, prepare_nvme
+from .deepspeed_start import initialize
 from .extensions import wait_for_builds
 from .restore import check_optimizer, check_weights, update_groups
+from .waited import Waited
 from .zero_windows import Stage3, Stage12, Unsharded, Window
 
 logger = logging.getLogger("zoo.training")
@@ -65,8 +78,9 @@ class DeepspeedEngine:
         self.trained = {name: p for name, p in model.named_parameters() if id(p) in trained}
         if prepare_nvme(config, settings, [p.numel() for p in self.trained.values()], distributed.world_size()):
             _check_nvme()
-        self.ds = _initialize(deepspeed, step, self.optimizer, config)
+        self.ds = initialize(deepspeed, step, self.optimizer, config)
         self.zero = self._find_windows(names)
+        self.waited = Waited(deepspeed.comm.comm.cdb, self.device)
         self.swaps = self.zero.swaps
 
     def _find_windows(self, names: Mapping[int, str]) -> Stage12 | Stage3 | Unsharded:
@@ -94,6 +108,7 @@ class DeepspeedEngine:
             raise SettingsError("the loss depends on no parameter that is trained: unfreeze what it depends on")
         self.ds.backward(loss)  # which divides by the accumulated micro-batches
         self.micro += 1
+        self.waited.updates += self.due
 
     @property
     def due(self) -> bool:
@@ -133,7 +148,8 @@ class DeepspeedEngine:
         return dict(zip(self.trained, squares.sqrt().tolist(), strict=True))
 
     def figures(self) -> dict[str, float]:
-        return {"loss_scale": float(self.ds.optimizer.cur_scale)} if self.settings.precision == "fp16" else {}
+        found = {"loss_scale": float(self.ds.optimizer.cur_scale)} if self.settings.precision == "fp16" else {}
+        return found | self.waited.figures()
 
     # --- state -------------------------------------------------------------------------------------------------------
     def _unsharded(self) -> dict[str, Piece]:
@@ -157,12 +173,12 @@ class DeepspeedEngine:
         for name, piece in self._unsharded().items():
             if self.replicated or not piece.is_whole or distributed.rank() == 0:
                 mine[name] = piece
-        found = {WEIGHTS: mine}
+        found, kinds = {WEIGHTS: mine}, self._kinds()
         for window, flat, state in self._windows():
             if self.stage:
                 found[WEIGHTS][window.name] = self._kept(window, flat)
             for kind, value in state.items():
-                if isinstance(value, Tensor) and value.shape == flat.shape and value.dim():
+                if kind in kinds:
                     found.setdefault(kind, {})[window.name] = self._kept(window, value)
         return found
 
@@ -175,18 +191,22 @@ class DeepspeedEngine:
                     if window.group == group:
                         yield window, flat, state
 
+    def _kinds(self) -> set[str]:
+        return tensor_kinds((flat, state) for _, flat, state in self._windows())
+
     def _kept(self, window: Window, flat: Tensor) -> Piece:
         piece = window.piece(flat)
         return Piece(piece.values.clone(), piece.shape, piece.start) if self.zero.swaps else piece
 
     def extra(self) -> dict[str, Any]:
-        numbers = {}
-        for window, flat, state in self._windows():
-            held = {k: v for k, v in state.items() if not isinstance(v, Tensor) or v.shape != flat.shape or not v.dim()}
+        numbers, kinds = {}, self._kinds()
+        for window, _, state in self._windows():
+            held = {kind: value for kind, value in state.items() if kind not in kinds}
             if held:
                 numbers[window.name] = held
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        return {"numbers": numbers, "groups": groups, "scaler": {"scale": self.figures().get("loss_scale")}}
+        scale = float(self.ds.optimizer.cur_scale) if self.settings.precision == "fp16" else None
+        return {"numbers": numbers, "groups": groups, "scaler": {"scale": scale}}
 
     def restore(self, source: Source) -> None:
         check_weights(source, self.order.values())
@@ -218,25 +238,6 @@ class DeepspeedEngine:
 
     def refresh(self) -> None:
         self.zero.refresh()
-
-
-def _initialize(deepspeed: Any, step: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """DeepSpeed's engine. Version 0.19.8 cannot broadcast a parameter without dimensions, such as CLIP's temperature.
-
-    At stage 3 those get one, for good; below, they are broadcast here and marked as what it leaves alone.
-    """
-    scalars = [p for p in step.parameters() if p.dim() == 0]
-    for parameter in scalars:
-        if config["zero_optimization"]["stage"] == 3:
-            parameter.data = parameter.data.view(1)
-        else:
-            dist.broadcast(parameter.data, 0)
-            parameter.ds_optim_param = True
-    try:
-        return deepspeed.initialize(model=step, optimizer=optimizer, config=config, dist_init_required=False)[0]
-    finally:
-        for parameter in scalars:
-            vars(parameter).pop("ds_optim_param", None)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -15,7 +15,17 @@ from zoo.errors import SettingsError
 from ..launch import find_place
 from ..optimizer import build_optimizer
 from ..settings import Settings
-from .base import WEIGHTS, ForwardStep, Piece, Source, build_step, canonical_names, check_masters, to_device
+from .base import (
+    WEIGHTS,
+    ForwardStep,
+    Piece,
+    Source,
+    build_step,
+    canonical_names,
+    check_masters,
+    tensor_kinds,
+    to_device,
+)
 from .restore import check_optimizer, check_weights, update_groups
 
 
@@ -107,16 +117,21 @@ class PytorchEngine:
     def pieces(self) -> dict[str, dict[str, Piece]]:
         state = self.model.state_dict()
         found = {WEIGHTS: {name: _whole(state[name]) for name in dict.fromkeys(canonical_names(self.model).values())}}
+        kinds = self._kinds()
         for name, parameter in self.trained.items():
             for kind, value in self.optimizer.state.get(parameter, {}).items():
-                if _is_like(value, parameter):
+                if kind in kinds:
                     found.setdefault(kind, {})[name] = _whole(value)
         return found
 
+    def _kinds(self) -> set[str]:
+        return tensor_kinds((p, self.optimizer.state.get(p, {})) for p in self.trained.values())
+
     def extra(self) -> dict[str, Any]:
         """`numbers`: what the optimizer holds of a parameter that is not of its shape, such as its count of steps."""
+        kinds = self._kinds()
         numbers = {
-            name: {kind: value for kind, value in held.items() if not _is_like(value, parameter)}
+            name: {kind: value for kind, value in held.items() if kind not in kinds}
             for name, parameter in self.trained.items()
             if (held := self.optimizer.state.get(parameter))
         }
@@ -153,7 +168,3 @@ class PytorchEngine:
 
 def _whole(tensor: Tensor) -> Piece:
     return Piece(tensor.detach(), tuple(tensor.shape))
-
-
-def _is_like(value: Any, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape
