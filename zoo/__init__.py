@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zoo.auto_loader import AutoLoader
     from zoo.catalog import list_models
+    from zoo.optimization import optimize
     from zoo.training import Trainer
 
-__all__ = ["AutoLoader", "Trainer", "__version__", "list_models"]
+__all__ = ["AutoLoader", "Trainer", "__version__", "list_models", "optimize"]
 __version__ = "0.1.0"
 
-_ROOM_OF = {"AutoLoader": "zoo.auto_loader", "Trainer": "zoo.training", "list_models": "zoo.catalog"}
+_ROOM_OF = {
+    "AutoLoader": "zoo.auto_loader",
+    "Trainer": "zoo.training",
+    "list_models": "zoo.catalog",
+    "optimize": "zoo.optimization",
+}
 
 
 def __getattr__(name: str) -> object:

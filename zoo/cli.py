@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from zoo import __version__
-from zoo.commands import catalog, demo, evaluate, match, train
+from zoo.commands import catalog, demo, evaluate, launch, match, plan, train, watch
 from zoo.errors import SettingsError, ZooError
 
-COMMANDS = (catalog, match, train, evaluate, demo)
+COMMANDS = (catalog, match, plan, train, launch, watch, evaluate, demo)
 FAILED, STOPPED, PIPE_CLOSED = 2, 130, 141  # the latter two as a shell reports SIGINT and SIGPIPE
 EPILOG = """\
 start here, without network:
@@ -20,11 +20,14 @@ start here, without network:
   zoo list                                                  the models there are
   zoo match cat.png --text "a cat" --text "a dog"           which caption fits a picture
   zoo train clip --steps 200 --run-folder runs/first        train on the packaged data
+  zoo watch runs/first                                      how it gets on, and its curves
 
 then:
   zoo info clip-base-p32-224                                licence, files, figures
+  zoo plan clip-base-p32-224 --batch-size 64                what training it will need, and which setup fits
   zoo pull clip-base-p32-224                                download and verify
   zoo match cat.png --text "a cat" --text "a dog" --model clip-base-p32-224
+  zoo launch --num-gpus 2 examples/train_clip.py            the same training in two processes
 
 `zoo COMMAND --help` says more about each.
 """

@@ -27,6 +27,8 @@ def zero(stage: int, **offload: str) -> dict:
     return {"env_type": "deepspeed", "deepspeed_config": {"zero_optimization": {"stage": stage, **rows}}}
 
 
+RATIO = zero(3, optimizer="cpu")
+RATIO["deepspeed_config"]["zero_optimization"]["offload_optimizer"]["ratio"] = 0.3
 ENGINES = {
     "ddp": {"env_type": "pytorchDDP"},
     "zero0": zero(0),
@@ -36,6 +38,7 @@ ENGINES = {
     "zero1-offload": zero(1, optimizer="cpu"),
     "zero2-offload": zero(2, optimizer="cpu"),
     "zero3-offload": zero(3, optimizer="cpu", param="cpu"),
+    "zero3-ratio": RATIO,
 }
 FILES = ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "dalle_12b_zero3_offload"]
 ONE = {"env_type": "pytorch", "gradient_accumulation_steps": 4}  # one process that sees what two do, at the same time
@@ -337,3 +340,20 @@ def test_a_data_set_shorter_than_the_processes_is_refused(runs):
 
 def test_one_engine_in_two_processes_is_refused(runs):
     assert "use env_type='pytorchDDP'" in error(runs / "alone")["text"]
+
+
+# --- NVMe ------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_nvme_gives_the_same(tmp_path):
+    """Its kernel takes minutes to build, once. Parts of parameters here are no multiples of its block."""
+    nvme = {"env_type": "deepspeed", "deepspeed_config": "zero3_nvme"}
+    jobs = [row("one", "language", ONE)]
+    together([job | {"folder": str(tmp_path / job["folder"])} for job in jobs], 1, tmp_path)
+    jobs = [row("nvme", "language", nvme), suspended("moved", nvme), row("moved", "language", nvme)]
+    jobs += [suspended("to-ddp", nvme), row("to-ddp", "language", ENGINES["ddp"])]
+    jobs += [suspended("from-ddp", ENGINES["ddp"]), row("from-ddp", "language", nvme)]
+    jobs.append(row("average", "language", nvme | {"ema": 0.5}))
+    together([job | {"folder": str(tmp_path / job["folder"])} for job in jobs], 2, tmp_path)
+    for folder in ("nvme", "moved", "to-ddp", "from-ddp"):
+        check_same(tmp_path / "one", tmp_path / folder)
+    assert "they lie on NVMe" in error(tmp_path / "average")["text"]

@@ -454,6 +454,78 @@ def test_the_same_script_runs_under_every_launcher(trains: Path, launcher: str, 
         assert f"{rank} {launcher} --steps 3" in done.stdout
 
 
+TRAIN = ["examples/train_clip.py", "--env-type", "pytorchDDP", "--steps", "1000", "--batch-size", "8", "--run-folder"]
+
+
+def trainers(folder: Path) -> list[int]:
+    """The processes that train there: they say so in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_text().split("\0")
+        except OSError:
+            continue
+        if str(folder) in words and words[1:2] in (["-u"], TRAIN[:1]):
+            found.append(int(path.parent.name))
+    return [pid for pid in found if alive(pid)]
+
+
+@pytest.mark.parametrize(
+    ("words", "killed"),
+    [
+        (["torchrun", "--nproc-per-node", "2", "--master-port", "PORT"], "torchrun"),
+        (["deepspeed", "--num_gpus", "2", "--master_port", "PORT"], "deepspeed.launcher.launch"),
+        (["zoo", "launch", "--num-gpus", "2"], "launch"),
+    ],
+)
+@pytest.mark.slow
+def test_no_trainer_outlives_its_launcher(words: list[str], killed: str, tmp_path: Path):
+    words = [word.replace("PORT", str(workers.free_port())) for word in words]
+    command = [bin_of(words[0]), *words[1:], *TRAIN, str(tmp_path / "run")]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
+    try:
+        wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists(), 60)
+        assert len(trainers(tmp_path / "run")) >= 2
+        launchers = [process.pid, *children(process.pid)]
+        (pid,) = [pid for pid in launchers if any(w.endswith(killed) for w in cmdline(pid))][-1:]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not trainers(tmp_path / "run"), 10)
+    finally:
+        for pid in trainers(tmp_path / "run"):
+            os.kill(pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if words[0] != "zoo":  # whose ranks are killed with it
+        assert "the launcher was killed" in (tmp_path / "said").read_text()
+
+
+def children(pid: int) -> list[int]:
+    """The child processes of all threads."""
+    return [int(n) for path in Path(f"/proc/{pid}/task").glob("*/children") for n in path.read_text().split()]
+
+
+def cmdline(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+@pytest.mark.slow
+def test_a_training_that_is_asked_to_leave_has_saved(tmp_path: Path):
+    folder = tmp_path / "run"
+    words = [*TRAIN[:3], "--batch-size", "8", "--log-interval", "1", "--run-folder", str(folder), "--steps"]
+    command = [bin_of("zoo"), "launch", "--num-gpus", "2", *words]
+    process = subprocess.Popen([*command, "1000"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text(), 60)
+        process.send_signal(signal.SIGUSR1)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 75, said
+    assert list((folder / "checkpoints").iterdir())
+
+
 # --- the command line ------------------------------------------------------------------------------------------------
 def test_the_command_runs_scripts_and_modules(trains: Path, capfd, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(trains.parent)

@@ -5,6 +5,7 @@ Nothing outside the test's folder is touched but two network namespaces, and the
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -134,6 +135,26 @@ def test_deepspeed_with_the_repositorys_hostfile(localhost: dict[str, str], tmp_
     code, said = finish(command, 90, cwd=ROOT, env=localhost)
     assert code == 0, said
     assert "rank 0 on" in said and "rank 1 on" in said and said.count("adds 3") == 2
+
+
+TRAINING = ("--env-type", "deepspeed", "--steps", "2", "--batch-size", "8", "--distort", "0", "--log-interval", "1")
+
+
+def loss(folder: Path) -> float:
+    """The last one of a run of two processes, once it has left its weights."""
+    assert (folder / "model.safetensors").exists()
+    assert json.loads((folder / "settings.json").read_text())["world_size"] == 2
+    return json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["loss"]
+
+
+def test_the_example_is_trained_alike_by_deepspeeds_launcher_and_by_ours(localhost: dict[str, str], tmp_path: Path):
+    losses = []
+    for name, launcher in (("theirs", "deepspeed"), ("ours", "zoo launch")):
+        words = [*launcher.split(), "--hostfile", "hostfile", "examples/train_clip.py", *TRAINING]
+        code, said = finish([*words, "--run-folder", str(tmp_path / name)], 240, cwd=ROOT, env=localhost)
+        assert code == 0, said
+        losses.append(loss(tmp_path / name))
+    assert losses[0] == losses[1]
 
 
 # --- two machines ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import sys
+import time
 import traceback
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -75,6 +76,16 @@ class Linear(nn.Module):
         return {"loss": (self.map(text.float() / VOCAB) - 1).square().mean()}
 
 
+class Paced(Trainer):
+    """Takes `seconds` longer for each micro-batch, so that a test can meet it at one."""
+
+    seconds = 0.0
+
+    def forward_step(self, data, model, mems=None):
+        time.sleep(self.seconds)
+        return super().forward_step(data, model, mems)
+
+
 class Pairs(Dataset):
     """Sample i: a picture (3, 16, 16) and a caption (T,), always the same; `bad` are samples that are not numbers."""
 
@@ -102,7 +113,8 @@ RANK = int(os.environ.get("RANK", "0"))
 
 
 def do(job: dict) -> None:
-    """`full`: at that step there is no room on the disk of the last rank; `own_optimizer`: the client's SGD."""
+    """`full`: at that step there is no room on the disk of the last rank; `pace`: seconds more per micro-batch;
+    `own_optimizer`: the client's SGD."""
     model, call = build(job["model"]), dict(job.get("call", {}))
     if call.pop("own_optimizer", False):
         call["optimizer"] = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
@@ -111,7 +123,9 @@ def do(job: dict) -> None:
     if "kept" in job:
         call["state"] = kept = dict(job["kept"])
     with no_room(job["full"]) if "full" in job else nullcontext():
-        Trainer(**settings(job)).train(model, train_dataset=Pairs(**job.get("data", {})), **call)
+        trainer = Paced(**settings(job))
+        trainer.seconds = job.get("pace", 0.0)
+        trainer.train(model, train_dataset=Pairs(**job.get("data", {})), **call)
     if "kept" in job:
         (Path(job["folder"]) / f"kept-{RANK}.json").write_text(json.dumps(kept))
 

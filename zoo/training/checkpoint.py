@@ -1,7 +1,7 @@
 """Checkpoints that any engine writes and any engine reads, on any number of processes.
 
 step-00000120/
-    manifest.json                    every file with its bytes and CRC-32, written last
+    manifest.json                    every file with its bytes and CRC-32, and its own CRC-32, written last
     rank-00000.safetensors           tensors and pieces of tensors, "weights/NAME", "exp_avg/NAME", ...
     rank-00000.{json,safetensors}    what is this rank's own: its random numbers, what its optimizer counts
     state.{json,safetensors}         what is the run's: its step, its schedule, the client's own state
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from zoo import distributed, weights
 from zoo.distributed import Channel
-from zoo.errors import CheckpointError, DiskFull, UnreadableWeights, WeightsMismatch
+from zoo.errors import CheckpointError, DiskFull, UnreadableWeights, WeightsMismatch, ZooError
 
 from . import state_file
 from .engines.base import EMA, WEIGHTS, Piece
@@ -62,7 +62,8 @@ def write(folder: Path, snapshot: Snapshot, channel: Channel) -> None:
                 raise error(f"{folder.name} could not be written by rank {other}: {outcome['error']}")
         if rank == 0:
             files = {name: row for outcome in outcomes for name, row in outcome.items()}
-            text = json.dumps({"format": FORMAT, "world_size": len(outcomes), "files": files}, indent=1)
+            manifest = {"format": FORMAT, "world_size": len(outcomes), "files": files}
+            text = json.dumps(manifest | {"check": _check_of(manifest)}, indent=1)
             (aside / _MANIFEST).write_text(text + "\n", encoding="utf-8")
     channel.exchange()  # nobody goes on before it has its name
 
@@ -82,7 +83,7 @@ def _attempt(aside: Path, rank: int, snapshot: Snapshot) -> dict[str, Any]:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         return {path.name: [path.stat().st_size, checksum(path)] for path in mine}
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ZooError) as error:
         if distributed.world_size() == 1:
             raise
         return {"error": str(error), "full": weights.is_full(error, aside)}
@@ -152,13 +153,17 @@ class Checkpoint:
         problem, manifest = None, {}
         try:
             manifest = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
+            if manifest.pop("check", None) != _check_of(manifest):
+                raise ValueError("it has changed since it was written")
+            if manifest["format"] != FORMAT:
+                raise ValueError(f"format {manifest['format']}, and this zoo reads {FORMAT}")
             rows = sorted(manifest["files"].items())
             for name, (size, crc) in rows[distributed.rank() :: distributed.world_size()]:
                 problem = problem or _fault(self.folder / name, size, crc)
         except FileNotFoundError:
             problem = f"it has no {_MANIFEST}: it was not written to the end, or by an earlier zoo"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"{_MANIFEST} is damaged ({error})"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = f"{_MANIFEST} cannot be used: {error}"
         problems = [p for p in channel.exchange(problem) if p]
         if problems:
             raise CheckpointError(f"{self.folder}: {problems[0]}")
@@ -218,7 +223,13 @@ class Checkpoint:
         return whole
 
 
+def _check_of(manifest: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+
+
 def _fault(path: Path, size: int, crc: int) -> str | None:
+    if not path.exists():
+        return f"{path.name} is missing"
     found = path.stat().st_size
     if found != size:
         return f"{path.name} has {found} bytes and should have {size}"

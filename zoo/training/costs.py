@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import threading
@@ -71,4 +72,4 @@ class Costs:
         if self.device.type != "cuda":
             return None
         name = torch.cuda.get_device_name(self.device)
-        return next((peak for part, peak in _PEAKS.items() if part in name), None)
+        return next((peak for part, peak in _PEAKS.items() if re.search(rf"\b{part}\b", name)), None)

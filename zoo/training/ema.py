@@ -35,7 +35,8 @@ class Ema:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages, values = ([p.values for p in pieces.values()] for pieces in (self.pieces, self.live))
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        if averages:  # a rank may hold no part of a small model
+            torch._foreach_lerp_(averages, values, 1 - decay)
 
     @contextmanager
     def shown(self) -> Iterator[None]:

@@ -89,6 +89,10 @@ class Clock:
         self.earlier, self.start = 0.0, time.perf_counter()
         self.restart()
 
+    def go_on(self, seconds: float) -> None:
+        """The run is again where it was after so many seconds."""
+        self.earlier, self.start = seconds, time.perf_counter()
+
     def restart(self) -> None:
         self.since, self.waited, self.paused, self.samples, self.updates = time.perf_counter(), 0.0, 0.0, 0, 0
 
@@ -187,9 +191,9 @@ class Log:
                 while text:
                     text = text[self.file.write(text) :]
         if self.board is not None:
-            numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, (int, float))}
-            for name, value in (numbers | {f"eval/{k}": v for k, v in line.get("eval", {}).items()}).items():
-                self.board.add_scalar(name, value, line["step"])
+            for name, value in (line | {f"eval/{k}": v for k, v in line.get("eval", {}).items()}).items():
+                if name != "step" and isinstance(value, (int, float)):
+                    self.board.add_scalar(name, value, line["step"])
         if self.wandb is not None:
             self.wandb.log({k: v for k, v in line.items() if v is not None}, step=line["step"])
         if self.bar is not None:

@@ -66,8 +66,7 @@ class Run:
 
     def open_stop(self) -> StopRequest:
         """Listens for requests to stop; open it."""
-        folder = self.folder.path if self.folder else None
-        return StopRequest(self.channel, folder=folder, minutes=self.settings.time_limit)
+        return StopRequest(self.channel, folder=self.folder and self.folder.path, minutes=self.settings.time_limit)
 
     def micro_batches(self) -> Iterator[tuple[int, Any]]:
         """(epoch, batch) from where the run is to its end, also when it goes back on the way."""
@@ -89,8 +88,8 @@ class Run:
         if self.folder is not None:
             self._agree()
         rng.seed_all(self.settings.seed, distributed.rank())
-        found, damaged = self._found(), []
-        for path in found:
+        damaged = []
+        for path in self._found():
             try:
                 self._load(Checkpoint(path, self.channel))
             except CheckpointError as error:
@@ -141,9 +140,9 @@ class Run:
         if not found:
             return False
         passed = self.step + self.skipped
-        step, times = self.last_back
+        before, times = self.last_back
         self._load(Checkpoint(found[0], self.channel))
-        self.last_back = (self.step, times + 1 if step == self.step else 1)
+        self.last_back = (self.step, times + 1 if before == self.step else 1)
         if self.last_back[1] > MOST_BACK:
             raise TrainingDiverged(
                 f"went back to step {self.step} {MOST_BACK} times: lower lr, lengthen warm_up, or look at the data"
@@ -160,7 +159,7 @@ class Run:
         state = checkpoint.shared
         self.step, self.skipped = state["step"], state["skipped"]
         self.best, self.line = state["best"], state["line"]
-        self.clock.earlier = state["seconds"]
+        self.clock.go_on(state["seconds"])
         self.schedule.load(state["schedule"])
         self.guard.load(state["guard"])
         if self.ema:
@@ -176,28 +175,30 @@ class Run:
 
     def open_log(self) -> Log:
         """The log, continued after the step that was resumed from; close it."""
-        file = self.folder.log if self.folder else None
-        progress, tensorboard = self.settings.progress, self.settings.tensorboard
+        file, words = (
+            self.folder and self.folder.log,
+            {k: getattr(self.settings, k) for k in ("progress", "tensorboard")},
+        )
         wandb = self.settings.experiment_name if self.settings.wandb else None
-        self.log = Log(file, self.total, self.step, progress=progress, tensorboard=tensorboard, wandb=wandb)
+        self.log = Log(file, self.total, self.step, wandb=wandb, **words)
         return self.log
 
     def stopped(self, reason: str) -> BaseException:
         """What to raise for it, which says how to go on: KeyboardInterrupt for Ctrl-C, else Suspended."""
         saved = f"run the same command to go on from {self.folder.path}" if self.folder else "nothing was saved"
         done = f"stopped by {reason} after step {self.step} of {self.total}; {saved}"
-        logger.warning("%s", done)
+        if distributed.rank() == 0:
+            logger.warning("%s", done)
         return KeyboardInterrupt(done) if is_ctrl_c(reason) else Suspended(done)
 
     # --- what it leaves ----------------------------------------------------------------------------------------------
     def save(self) -> None:
         """Starts a checkpoint of this step. Raises DiskFull, TrainingDiverged, CheckpointError."""
-        if self.folder is None:
-            return
-        with self.clock.pause():
-            self.meter.check(self.step)
-            self.log.sync()
-            self.saver.save(self.folder.checkpoint(self.step), self._snapshot())
+        if self.folder is not None:
+            with self.clock.pause():
+                self.meter.check(self.step)
+                self.log.sync()
+                self.saver.save(self.folder.checkpoint(self.step), self._snapshot())
 
     def _snapshot(self) -> Snapshot:
         engine, rank = self.engine, distributed.rank()
@@ -286,7 +287,6 @@ class Run:
         """The last logged numbers of a run that has nothing left to do."""
         if self.folder is not None and not self.channel.exchange(self.folder.model.exists())[0]:
             self.finish()
-        logger.info("this run is finished: %d steps", self.step)
         return self.line
 
     def export(self, folder: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from zoo.distributed import Channel
-from zoo.errors import ZooError
 
 from .checkpoint import Pieces, Snapshot, write
 from .engines.base import Piece
@@ -71,7 +70,7 @@ class Saver:
     def _try(self, folder: Path, snapshot: Snapshot) -> None:
         try:
             self._write(folder, snapshot)
-        except (OSError, RuntimeError, ZooError) as error:
+        except Exception as error:  # whatever it is, the loop raises it
             self.error = error
 
     def _may_copy(self, pieces: Pieces) -> bool:

@@ -161,8 +161,15 @@ _NAMES = tuple(f.name for f in fields(Settings))
 
 
 def from_words(words: dict[str, Any]) -> Settings:
-    """Keywords -> Settings. Takes FlagAI's `fp16`, `save_dir` and an empty `load_dir` too. Unknown -> SettingsError."""
+    """Keywords -> Settings. Takes FlagAI's other words too, where they mean something. Unknown -> SettingsError."""
     words = dict(words)
+    words.pop("training_script", None)  # a run starts its own command again
+    if words.pop("deepspeed_activation_checkpointing", False):
+        words["checkpoint_activations"] = True
+    if words.pop("model_parallel_size", 1) != 1:
+        raise SettingsError(
+            "model_parallel_size: there is none here; ZeRO 3 shares the weights out: env_type='deepspeed'"
+        )
     if words.pop("fp16", False) and words.setdefault("precision", "fp16") != "fp16":
         raise SettingsError(f"fp16=True and precision={words['precision']!r}: give one of them")
     if "save_dir" in words:

@@ -81,9 +81,11 @@ def taken(client: Any) -> Any:
 
 
 def give_back(client: Any, state: Any) -> None:
-    """Puts what was taken back into it."""
+    """Puts what was taken back into it. Where nothing was taken it stays as it is."""
+    if client is None or state is None:
+        return
     if hasattr(client, "load_state_dict"):
         client.load_state_dict(state)
-    elif client is not None:
+    else:
         client.clear()
-        client.update(state or {})
+        client.update(state)

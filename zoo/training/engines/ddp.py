@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -31,6 +32,8 @@ class DdpEngine(PytorchEngine):
         if not trains:
             return
         self.waiting = ExitStack()
+        # Of kernels of one pixel, whose strides may be written in two ways that mean the same.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         self.wrapped = DistributedDataParallel(
             self.plain,
             device_ids=[self.device] if self.device.type == "cuda" else None,

@@ -27,19 +27,22 @@ def read_config(given: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     if given is None:
         return json.loads(json.dumps(DEFAULT))
     if isinstance(given, Mapping):
-        return json.loads(json.dumps(dict(given)))
+        try:
+            return json.loads(json.dumps(dict(given)))
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"deepspeed_config cannot be written as JSON: {error}") from error
+    if not isinstance(given, (str, Path)):
+        raise SettingsError(f"deepspeed_config is a {type(given).__name__}: give a name, a file or a dict")
     path = Path(given)
     if not path.suffix and not path.exists():
         shipped = {file.name.removesuffix(".json"): file for file in _shipped()}
         if str(given) not in shipped:
             raise SettingsError(f"no deepspeed_config {str(given)!r}; {nearest(str(given), shipped)}; or give a file")
-        text = shipped[str(given)].read_text(encoding="utf-8")
+        path = shipped[str(given)]
     elif not path.is_file():
         raise SettingsError(f"deepspeed_config: there is no file {path}")
-    else:
-        text = path.read_text(encoding="utf-8")
     try:
-        found = json.loads(text)
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SettingsError(f"deepspeed_config: {path} is no JSON: {error}") from error
     if not isinstance(found, dict):
@@ -57,11 +60,11 @@ def _shipped() -> Iterator[Any]:
 def build_config(settings: Settings, world_size: int) -> dict[str, Any]:
     """What deepspeed.initialize takes. Raises SettingsError naming both values where file and settings differ."""
     config = read_config(settings.deepspeed_config)
-    _check_sharding(config.setdefault("zero_optimization", {"stage": 0}))
-    stage = config["zero_optimization"].get("stage", 0)
-    if stage == 0 and settings.precision == "bf16":
+    zero = config["zero_optimization"] = {"stage": 0} | _section(config, "zero_optimization")
+    _check_sharding(zero)
+    if zero["stage"] == 0 and settings.precision == "bf16":
         # Measured with 0.19.8: its bf16 optimizer without ZeRO starts Adam's count one too high, and drifts.
-        config["zero_optimization"]["stage"] = 1
+        zero["stage"] = 1
     owned = {
         "train_micro_batch_size_per_gpu": ("batch_size", settings.batch_size),
         "gradient_accumulation_steps": ("gradient_accumulation_steps", settings.gradient_accumulation_steps),
@@ -76,7 +79,7 @@ def build_config(settings: Settings, world_size: int) -> dict[str, Any]:
         config[key] = value
     for key in ("bf16", "fp16"):
         on = settings.precision == key
-        given = config.get(key, {})
+        given = _section(config, key)
         _same(
             f"deepspeed_config's {key}.enabled",
             given.get("enabled", _AUTO),
@@ -84,9 +87,10 @@ def build_config(settings: Settings, world_size: int) -> dict[str, Any]:
             on,
         )
         config[key] = given | {"enabled": on}
-    if config["zero_optimization"].get("stage", 0) == 0:
+    if zero["stage"] == 0:
         config["gradient_clipping"] = 0.0  # the engine clips: 0.19.8 fails on parameters without dimensions
-    _check_optimizer(config.pop("optimizer", None), settings)
+    _check_optimizer(_section(config, "optimizer"), settings)
+    config.pop("optimizer", None)
     if config.pop("scheduler", None) is not None:
         raise SettingsError(
             f"deepspeed_config has a scheduler, and the trainer lr_decay={settings.lr_decay!r}, warm_up="
@@ -95,6 +99,14 @@ def build_config(settings: Settings, world_size: int) -> dict[str, Any]:
     config.setdefault("steps_per_print", 1 << 40)
     config["zero_allow_untested_optimizer"] = True
     return config
+
+
+def _section(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The object of this name in another, empty where there is none. Raises SettingsError where it is no object."""
+    found = holder.get(name)
+    if found is not None and not isinstance(found, dict):
+        raise SettingsError(f"deepspeed_config's {name} is {found!r}: give an object in braces")
+    return found or {}
 
 
 def offload_of(config: Mapping[str, Any], what: str) -> str:
@@ -126,13 +138,13 @@ def prepare_nvme(config: dict[str, Any], settings: Settings, sizes: list[int], w
 
 
 def _check_sharding(zero: dict[str, Any]) -> None:
-    stage = zero.get("stage", 0)
+    stage = zero["stage"]
     if stage not in (0, 1, 2, 3):
         raise SettingsError(f"deepspeed_config's zero_optimization.stage is {stage!r}: 0, 1, 2 or 3")
     if zero.pop("cpu_offload", False):  # FlagAI's example has the old word
         zero.setdefault("offload_optimizer", {"device": "cpu"})
     for what, least in (("optimizer", 1), ("param", 3)):
-        row = zero.get(f"offload_{what}") or {}
+        row = _section(zero, f"offload_{what}")
         device = row.get("device") or "none"
         if device not in _DEVICES:
             raise SettingsError(f"deepspeed_config's offload_{what}.device is {device!r}: {', '.join(_DEVICES)}")
@@ -144,16 +156,14 @@ def _check_sharding(zero: dict[str, Any]) -> None:
             )
 
 
-def _check_optimizer(section: Mapping[str, Any] | None, settings: Settings) -> None:
-    if section is None:
-        return
+def _check_optimizer(section: Mapping[str, Any], settings: Settings) -> None:
     kind = str(section.get("type", "AdamW"))
     if kind.lower() not in ("adam", "adamw"):
         raise SettingsError(
             f"deepspeed_config's optimizer is {kind!r}, and the trainer's AdamW: take it out of the file, or pass an "
             "optimizer to train()"
         )
-    for name, value in (section.get("params") or {}).items():
+    for name, value in _section(section, "params").items():
         if name in ("lr", "betas", "eps", "weight_decay"):
             ours = getattr(settings, name)
             ours = list(ours) if name == "betas" else ours

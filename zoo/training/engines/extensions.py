@@ -34,16 +34,17 @@ def wait_for_builds(names: tuple[str, ...]) -> None:
 def _locks(name: str) -> Iterator[Path]:
     from torch.utils.cpp_extension import get_default_build_root
 
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    if own := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(own).glob(f"{name}/lock")
     version = sysconfig.get_python_version().replace(".", "")
-    return (lock for lock in root.glob(f"py{version}*/{name}/lock"))
+    return Path(get_default_build_root()).glob(f"py{version}*/{name}/lock")
 
 
 def _builder(folder: Path) -> bool:
     """Whether a process of this machine works in the folder."""
     for link in Path("/proc").glob("[0-9]*/cwd"):
         try:
-            if Path(os.readlink(link)) == folder:
+            if Path(os.readlink(link)) == folder.resolve():
                 return True
         except OSError:  # it ended, or is another user's
             continue

@@ -12,12 +12,13 @@ import torch.distributed as dist
 
 from zoo.devices import find_device
 from zoo.distributed import Channel
-from zoo.errors import SettingsError
+from zoo.errors import LaunchError, SettingsError
 
 from ..launch import Place, find_place
 from ..settings import Settings
 from .heartbeat import Heartbeat
 
+MEETING = timedelta(seconds=120)  # for all processes to come, however long a collective may take later
 _ALONE = Place(rank=0, world_size=1, local_rank=0, local_world_size=1, master_addr="", master_port=0, launcher="alone")
 
 
@@ -59,8 +60,8 @@ def join(settings: Settings) -> None:
     if here.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
         return
-    if device.type == "cpu":  # gloo's threads and torch's would fight for the cores
-        torch.set_num_threads(max(1, torch.get_num_threads() // here.local_world_size) if _unset() else _threads())
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:  # processes would fight for the cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // here.local_world_size))
     # DeepSpeed reads these itself, also where Slurm's variables said them.
     os.environ |= {
         "RANK": str(here.rank),
@@ -69,19 +70,16 @@ def join(settings: Settings) -> None:
         "MASTER_ADDR": here.master_addr,
         "MASTER_PORT": str(here.master_port),
     }
-    dist.init_process_group(backend, rank=here.rank, world_size=here.world_size, timeout=limit)
-    beat = None
-    if settings.heartbeat:
-        beat = _start_heartbeat(here, settings.heartbeat)
-    atexit.register(_leave, beat)
-
-
-def _unset() -> bool:
-    return "OMP_NUM_THREADS" not in os.environ
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
+    try:
+        store, *_ = next(dist.rendezvous("env://", here.rank, here.world_size, timeout=MEETING))
+    except dist.DistError as error:
+        raise LaunchError(
+            f"rank {here.rank} waited {MEETING} at {here.master_addr}:{here.master_port} and not all of "
+            f"{here.world_size} processes came: {error}. Look whether each machine is up and reaches that one"
+        ) from error
+    store.set_timeout(limit)
+    dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size, timeout=limit)
+    atexit.register(_leave, _start_heartbeat(here, settings.heartbeat) if settings.heartbeat else None)
 
 
 def _start_heartbeat(here: Place, patience: float) -> Heartbeat:
@@ -95,6 +93,8 @@ def _start_heartbeat(here: Place, patience: float) -> Heartbeat:
 
 def _leave(beat: Heartbeat | None) -> None:
     failed = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    if isinstance(failed, KeyboardInterrupt):  # all have saved and leave together
+        failed = None
     if beat is not None and not failed:  # whoever fails says no goodbye, so that the others know
         beat.close()
     if dist.is_initialized() and not failed:

@@ -1,0 +1,1 @@
+"""Curves of a run: on a picture (panels, drawn with Pillow) and on a terminal (braille, plain text)."""
