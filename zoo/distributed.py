@@ -64,7 +64,7 @@ class Channel:
         self.group = dist.new_group(backend="gloo") if is_distributed() else None
 
     def maximum(self, *numbers: float) -> list[float]:
-        """For each number, the largest that a rank gave; a rank's nan is everyone's."""
+        """For each number, the largest that a rank gave. None may be nan, which gloo sees on the first rank only."""
         return self._reduce(numbers, dist.ReduceOp.MAX)
 
     def total(self, *numbers: float) -> list[float]:

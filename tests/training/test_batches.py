@@ -6,8 +6,11 @@ import itertools
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from zoo.training.batches import EpochSampler, even_batches, length
+from zoo import distributed
+from zoo.errors import EmptyDataset
+from zoo.training.batches import EpochSampler, LoaderBatches, even_batches, length
 
 
 def numbers(sampler: EpochSampler, start: int, stop: int) -> list[int]:
@@ -54,6 +57,31 @@ def test_evaluation_reads_each_sample_once_in_even_batches(samples):
     assert max(map(len, batches)) - min(map(len, batches)) <= 1
 
 
+@pytest.mark.parametrize("samples", [16, 22, 50])
+def test_an_update_sees_the_same_samples_however_it_is_cut(samples):
+    """16 samples, in the order of the epoch, by any ranks and micro-batches that make 16; over four epochs."""
+
+    def updates(world_size: int, micro: int) -> list[tuple[int, list[list[int]]]]:
+        """(epoch, the samples of each micro-batch of all ranks) of every update."""
+        size = 16 // (world_size * micro)
+        ranks = [EpochSampler(samples, size, 3, rank=r, world_size=world_size, micro=micro) for r in range(world_size)]
+        per_epoch = {sampler.per_epoch for sampler in ranks}
+        assert per_epoch == {samples // 16 * micro}
+        stop = 4 * per_epoch.pop()
+        rows = list(zip(*(sampler.between(0, stop) for sampler in ranks), strict=True))
+        assert all(len(numbers) == size for row in rows for _, numbers in row)
+        whole = [(row[0][0], [i for _, numbers in row for i in numbers]) for row in rows]
+        return [(whole[at][0], [i for _, part in whole[at : at + micro] for i in part]) for at in range(0, stop, micro)]
+
+    expected = updates(1, 1)
+    assert [epoch for epoch, _ in expected] == [epoch for epoch in range(4) for _ in range(samples // 16)]
+    for epoch in range(4):
+        seen = [i for at, numbers in expected if at == epoch for i in numbers]
+        assert len(set(seen)) == len(seen)
+    for world_size, micro in itertools.product((1, 2, 4), repeat=2):
+        assert updates(world_size, micro) == expected
+
+
 def test_evaluation_shares_are_equal_and_disjoint():
     ranks = [list(even_batches(21, 4, rank=r, world_size=2)) for r in range(2)]
     for (_, first), (_, second) in zip(*ranks, strict=True):
@@ -73,3 +101,81 @@ def test_evaluation_shares_are_equal_and_disjoint():
 )
 def test_a_batch_is_as_long_as_its_first_tensor(batch, expected):
     assert length(batch) == expected
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("samples", [5, 7, 8, 21, 40, 41])
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_evaluation_leaves_out_fewer_samples_than_there_are_ranks(samples, world_size, batch_size):
+    ranks = [list(even_batches(samples, batch_size, rank=r, world_size=world_size)) for r in range(world_size)]
+    sizes = [[len(numbers) for _, numbers in batches] for batches in ranks]
+    assert all(of_rank == sizes[0] for of_rank in sizes)
+    assert max(sizes[0]) <= batch_size and max(sizes[0]) - min(sizes[0]) <= 1
+    seen = [i for batches in ranks for _, numbers in batches for i in numbers]
+    assert len(set(seen)) == len(seen) and samples - len(seen) < world_size
+    # A batch of all ranks is what one process sees: a loss over gathered features is the same.
+    together = [[i for _, part in row for i in part] for row in zip(*ranks, strict=True)]
+    assert [i for batch in together for i in batch] == list(range(len(seen)))
+
+
+# --- a client's DataLoader -------------------------------------------------------------------------------------------
+def shares(monkeypatch, loader, world_size: int, start: int, stop: int) -> list[list[tuple[int, list[int]]]]:
+    """(epoch, samples) of each rank's micro-batches."""
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+    found = []
+    for rank in range(world_size):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        found.append([(epoch, batch.tolist()) for epoch, batch in LoaderBatches(loader(), 5).between(start, stop)])
+    return found
+
+
+@pytest.mark.parametrize(("world_size", "per_epoch"), [(2, 3), (3, 2), (4, 1)])
+def test_ranks_take_a_loaders_batches_in_turn(monkeypatch, world_size, per_epoch):
+    """7 batches: no rank has one more than another, and in an epoch none is read twice."""
+    loader = lambda: DataLoader(range(14), 2, shuffle=True)  # noqa: E731
+    ranks = shares(monkeypatch, loader, world_size, 0, 3 * per_epoch)
+    (alone,) = shares(monkeypatch, loader, 1, 0, 21)
+    for epoch in range(3):
+        of_ranks = [[numbers for at, numbers in batches if at == epoch] for batches in ranks]
+        assert {len(batches) for batches in of_ranks} == {per_epoch}
+        of_one = [numbers for at, numbers in alone if at == epoch]
+        in_turn = [numbers for row in zip(*of_ranks, strict=True) for numbers in row]
+        assert in_turn == of_one[: len(in_turn)]
+        assert len({i for numbers in in_turn for i in numbers}) == 2 * len(in_turn)
+
+
+def test_a_position_within_a_loaders_epoch_is_returned_to(monkeypatch):
+    loader = lambda: DataLoader(range(14), 2, shuffle=True)  # noqa: E731
+    whole = shares(monkeypatch, loader, 2, 0, 12)
+    for start in (1, 3, 4, 8):
+        assert shares(monkeypatch, loader, 2, start, 12) == [batches[start:] for batches in whole]
+
+
+def test_a_sampler_that_shares_itself_is_left_to_it(monkeypatch):
+    def of_rank():
+        sampler = DistributedSampler(range(16), 2, distributed.rank(), seed=1)
+        return DataLoader(range(16), 2, sampler=sampler)
+
+    ranks = shares(monkeypatch, of_rank, 2, 0, 8)
+    for epoch in (0, 1):
+        numbers = [i for batches in ranks for at, batch in batches if at == epoch for i in batch]
+        assert sorted(numbers) == list(range(16))
+    first, second = ([batch for at, batch in ranks[0] if at == epoch] for epoch in (0, 1))
+    assert first != second  # set_epoch was called
+
+
+def test_a_stream_without_a_length_is_shared_too(monkeypatch):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(range(10))
+
+    ranks = shares(monkeypatch, lambda: DataLoader(Stream(), 2), 2, 0, 4)
+    assert ranks == [
+        [(0, [0, 1]), (0, [4, 5]), (1, [0, 1]), (1, [4, 5])],
+        [(0, [2, 3]), (0, [6, 7]), (1, [2, 3]), (1, [6, 7])],
+    ]
+
+
+def test_a_loader_of_fewer_batches_than_ranks_is_refused(monkeypatch):
+    with pytest.raises(EmptyDataset, match="1 batches for 2 processes.*drop_last"):
+        shares(monkeypatch, lambda: DataLoader(range(2), 2), 2, 0, 1)

@@ -356,4 +356,4 @@ def test_nvme_gives_the_same(tmp_path):
     together([job | {"folder": str(tmp_path / job["folder"])} for job in jobs], 2, tmp_path)
     for folder in ("nvme", "moved", "to-ddp", "from-ddp"):
         check_same(tmp_path / "one", tmp_path / folder)
-    assert "they lie on NVMe" in error(tmp_path / "average")["text"]
+    assert "NVMe holds them" in error(tmp_path / "average")["text"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
+from zoo import distributed
 from zoo.errors import DiskFull, MissingPackage, TrainingDiverged
 from zoo.training.log import PATIENCE, Clock, Log, Meter, keep_lines
 
@@ -81,6 +85,25 @@ def test_tensorboard_gets_the_numbers(toy, tmp_path):
     assert [event.step for event in events.Scalars("eval/loss")] == [6, 12]
 
 
+def read_board(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Name -> (step, value) of each number on the board."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_tensorboard_takes_lines_with_more_than_numbers(tmp_path):
+    pytest.importorskip("tensorboard")
+    line = {"step": 3, "loss": 1.5, "left_out": 2, "grad_norm": None, "rank_samples_per_s": [1.0, 2.0], "word": "text"}
+    line |= {"layer_norms": {"a": 1.0, "b": None}, "eval": {"loss": 0.5, "R@1": None}}
+    with Log(tmp_path / "log.jsonl", 9, 0, progress=False, tensorboard=True) as log:
+        log.write(line)
+    assert read_board(tmp_path / "tensorboard") == {"loss": [(3, 1.5)], "left_out": [(3, 2)], "eval/loss": [(3, 0.5)]}
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == line
+
+
 def test_a_missing_tensorboard_is_named(toy, tmp_path, monkeypatch):
     imported = builtins.__import__
 
@@ -110,3 +133,82 @@ def test_the_clock_counts_waiting_but_not_pauses(monkeypatch):
         with clock.pause():
             now[0] += 100
     assert clock.read() == {"samples_per_s": 4.0, "data_wait": 0.75, "seconds": 208.0}
+
+
+def test_a_run_that_went_back_begins_where_it_went_back_to(monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr("zoo.training.log.time.perf_counter", lambda: now[0])
+    clock = Clock()
+    clock.go_on(100.0)
+    now[0] += 30
+    assert clock.seconds() == 130
+    clock.go_on(110.0)
+    now[0] += 5
+    assert clock.seconds() == 115
+
+
+@pytest.mark.parametrize("last", [0, 1, 4, 6, 9])
+def test_a_cut_leaves_the_lines_up_to_a_step_and_the_next_come_after_them(tmp_path, last):
+    with Log(tmp_path / "log.jsonl", 9, 0, progress=False, tensorboard=False) as log:
+        for step in (2, 4, 6):
+            log.write({"step": step, "loss": 1.0})
+        log.cut(last)
+        kept = [step for step in (2, 4, 6) if step <= last]
+        lines = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        assert lines == kept
+        log.write({"step": last + 1, "loss": 2.0})
+    lines = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == [*kept, last + 1]
+
+
+def test_without_a_file_there_is_nothing_to_cut():
+    with Log(None, 9, 0, progress=False, tensorboard=False) as log:
+        log.cut(3)
+        log.write({"step": 4})
+        log.sync()
+
+
+@pytest.fixture
+def wandb(monkeypatch) -> SimpleNamespace:
+    """Stands for the package: `started` are the words of init, `lines` what was logged, `finished` how often."""
+    seen = SimpleNamespace(started=[], lines=[], finished=[])
+    run = SimpleNamespace(
+        log=lambda line, step: seen.lines.append((step, line)), finish=lambda: seen.finished.append(True)
+    )
+    module = ModuleType("wandb")
+    module.init = lambda **words: seen.started.append(words) or run
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return seen
+
+
+def test_wandb_gets_the_lines(toy, tmp_path, wandb):
+    toy.train(tmp_path / "first", wandb=True, experiment_name="emoji", layer_norms=True)
+    (started,) = wandb.started
+    assert started["project"] == "emoji" and started["name"] == "first" and started["dir"] == str(tmp_path / "first")
+    assert wandb.lines == [(line["step"], line) for line in toy.lines(tmp_path / "first", times=True)]
+    assert wandb.finished == [True]
+
+
+def test_wandb_is_left_in_order_by_a_run_that_fails(toy, tmp_path, wandb):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        toy.train(tmp_path, toy.Killed(5, stop), wandb=True)
+    assert [step for step, _ in wandb.lines] == [2] and wandb.finished == [True]
+
+
+def test_only_rank_0_speaks(tmp_path, wandb, monkeypatch):
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    with Log(tmp_path / "log.jsonl", 9, 0, progress=True, tensorboard=True, wandb="zoo") as log:
+        log.write({"step": 1})
+        log.tick()
+        log.cut(0)
+        log.sync()
+    assert list(tmp_path.iterdir()) == [] and wandb.started == []
+
+
+def test_a_missing_wandb_is_named(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # so that importing it fails
+    with pytest.raises(MissingPackage, match="pip install wandb"):
+        toy.train(tmp_path, wandb=True)

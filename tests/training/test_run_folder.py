@@ -72,3 +72,55 @@ def test_a_config_is_a_dataclass_or_a_dict():
     model.config = {"model": object()}
     with pytest.raises(SettingsError, match="JSON"):
         model_config(model)
+
+
+class Rank:
+    """The channel of one of several ranks, which hears `heard` whatever it says."""
+
+    def __init__(self, *heard):
+        self.heard, self.said = list(heard), []
+
+    def exchange(self, value=None):
+        self.said.append(value)
+        return self.heard.pop(0)
+
+
+def test_two_runs_in_one_folder_are_refused_on_every_rank(folder):
+    """Rank 0 tells the others, which look at no lock: they may be on other machines."""
+    with folder.alone(Channel()):
+        second, channel = RunFolder(folder.path), Rank([None, None])
+        with pytest.raises(SettingsError, match="another process trains") as error, second.alone(Channel()):
+            pytest.fail("entered")
+        with RunFolder(folder.path, writes=False).alone(channel):
+            assert channel.said == [None]
+        with pytest.raises(SettingsError) as other:
+            with RunFolder(folder.path, writes=False).alone(Rank([str(error.value), None])):
+                pytest.fail("entered")
+    assert str(other.value) == str(error.value)
+    with folder.alone(Channel()):
+        pass
+
+
+def test_settings_that_differ_are_refused_on_every_rank(folder):
+    folder.agree({"lr": 1.0}, frozenset(), Channel())
+    with pytest.raises(SettingsError) as error:
+        folder.agree({"lr": 2.0}, frozenset(), Channel())
+    channel = Rank([str(error.value), None])
+    with pytest.raises(SettingsError) as other:
+        RunFolder(folder.path, writes=False).agree({"lr": 2.0}, frozenset(), channel)
+    assert channel.said == [None] and str(other.value) == str(error.value)
+
+
+def test_a_rank_that_sees_another_folder_is_named_by_all(folder):
+    for writes in (True, False):
+        with pytest.raises(SettingsError, match="rank 1 does not see .*settings.json.*all machines"):
+            RunFolder(folder.path, writes).agree({"lr": 1.0}, frozenset(), Rank([None, None], [True, False]))
+
+
+def test_more_processes_are_taken_if_an_update_is_the_same(folder, caplog):
+    before = {"samples_per_update": 8, "samples_together": 4}
+    folder.agree(before, frozenset({"samples_together"}), Channel())
+    folder.agree(before, frozenset({"samples_together"}), Channel())
+    assert caplog.text == ""
+    folder.agree(before | {"samples_together": 8}, frozenset({"samples_together"}), Channel())
+    assert "of all processes is 8 samples where it was 4" in caplog.text

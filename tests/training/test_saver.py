@@ -20,7 +20,8 @@ SECONDS = 30
 
 def snapshot(weight: torch.Tensor, step: int = 1, client: dict | None = None) -> Snapshot:
     pieces = {"weights": {"a": Piece(weight, tuple(weight.shape))}}
-    return Snapshot(pieces, {"engine": {"numbers": {"a": {"step": weight.flatten()[:1]}}}}, {"step": step, "client": client})
+    own = {"engine": {"numbers": {"a": {"step": weight.flatten()[:1]}}}}
+    return Snapshot(pieces, own, {"step": step, "client": client})
 
 
 class Gate:

@@ -33,6 +33,24 @@ from zoo.training import Trainer
         (dict(num_workers=-1), "num_workers"),
         (dict(keep=0), "keep=0"),
         (dict(keep=None), "keep=None"),
+        (dict(reduce="bf17"), "reduce='bf17': choose default, bf16, fp16, or powersgd"),
+        (dict(reduce="powersgd:0"), "reduce='powersgd:0'"),
+        (dict(reduce="powersgd:"), "as powersgd:4"),
+        (dict(reduce=None), "reduce=None"),
+        (dict(ema=1), "ema=1: a decay from 0 to below 1"),
+        (dict(ema=-0.1), "0 keeps no average"),
+        (dict(ema="0.9"), "ema='0.9'"),
+        (dict(on_spike="back"), "keep, skip, rollback"),
+        (dict(on_spike="rollback"), "give a run_folder"),
+        (dict(num_gpus=0), "num_gpus=0"),
+        (dict(num_nodes=0), "num_nodes=0"),
+        (dict(master_port="29500"), "master_port='29500'"),
+        (dict(timeout=-1), "timeout=-1"),
+        (dict(heartbeat=None), "heartbeat=None"),
+        (dict(time_limit=-1.0), "time_limit=-1.0"),
+        (dict(simulate_suspend=0), "simulate_suspend=0"),
+        (dict(betas=0.9), "betas=0.9: give two numbers"),
+        (dict(lr=float("nan")), "lr=nan"),
     ],
     ids=str,
 )
@@ -71,3 +89,8 @@ def test_what_else_a_run_depends_on_must_be_the_same_when_resuming(toy, tmp_path
         toy.train(tmp_path, about={"language": "zh"})
     with pytest.raises(SettingsError, match="about.*JSON"):
         Trainer(about={"data": object()})
+
+
+@pytest.mark.parametrize("reduce", ["default", "bf16", "fp16", "powersgd", "powersgd:1", "powersgd:16"])
+def test_each_way_to_send_gradients_is_taken(reduce):
+    assert Trainer(reduce=reduce).settings.reduce == reduce

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, Suspended
 from zoo.training import state_file
 
 
@@ -45,3 +45,64 @@ def test_damage_is_a_checkpoint_error(tmp_path, text):
     (tmp_path / "state.json").write_text(text)
     with pytest.raises(CheckpointError, match="damaged"):
         state_file.read(tmp_path, "state")
+
+
+class Counter:
+    """An object that keeps its own state."""
+
+    def __init__(self, seen: int = 0):
+        self.seen = seen
+
+    def state_dict(self) -> dict:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seen = state["seen"]
+
+
+def test_a_clients_state_is_given_back_into_the_same_object():
+    counter, words = Counter(), {"old": 1}
+    state_file.give_back(counter, state_file.taken(Counter(7)))
+    state_file.give_back(words, state_file.taken({"seen": 7}))
+    assert counter.seen == 7 and words == {"seen": 7}
+    state_file.give_back(None, {"seen": 7})
+
+
+def test_where_nothing_was_taken_a_client_stays_as_it_is():
+    """A run that began without state= goes on with one."""
+    counter, words = Counter(3), {"seen": 3}
+    for client in (counter, words):
+        state_file.give_back(client, state_file.taken(None))
+    assert counter.seen == 3 and words == {"seen": 3}
+
+
+@pytest.mark.parametrize("kind", ["dict", "object"])
+def test_a_clients_state_travels_through_suspend_and_resume(toy, tmp_path, kind):
+    """It counts the batches that are trained on: with an interruption as many as without."""
+
+    class Counts(toy.Net):
+        def __init__(self, client):
+            super().__init__()
+            self.client = [client]
+
+        def forward(self, x, y):
+            (client,) = self.client
+            if kind == "dict":
+                client["seen"] = client.get("seen", 0) + 1
+            else:
+                client.seen += 1
+            return super().forward(x, y)
+
+    def trained(folder, **words) -> int:
+        client = {} if kind == "dict" else Counter()
+        try:
+            toy.train(folder, Counts(client), call={"state": client}, **words)
+        finally:
+            found.append(client["seen"] if kind == "dict" else client.seen)
+
+    found = []
+    with pytest.raises(Suspended):
+        trained(tmp_path / "a", simulate_suspend=5)
+    trained(tmp_path / "a")
+    trained(tmp_path / "b")
+    assert found == [10, 24, 24]

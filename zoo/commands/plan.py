@@ -27,7 +27,6 @@ examples:
   zoo plan --parameters 12.3e9 --layers 64 --width 3968 --context 1280 --precision bf16 --gpu-memory 80GB \\
     --host-memory 512GB --checkpoint-activations
 """
-UNITS = {"": 1, "B": 1} | {f"{k}{b}": n**i for i, k in enumerate("kMGT", 1) for b, n in (("B", 1000), ("iB", 1024))}
 
 
 def register(commands: argparse._SubParsersAction, **settings: object) -> None:
@@ -59,11 +58,11 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
 
 def size(text: str) -> int:
     """80GB, 80GiB, 80e9 -> bytes. Raises ArgumentTypeError, which the parser makes a SettingsError."""
-    match = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*([kKMGT]?(?:i?B)?)", text.strip(), re.IGNORECASE)
-    units = {unit.lower(): factor for unit, factor in UNITS.items()}
+    match = re.fullmatch(r"([\d.]+(?:e\d+)?) ?([kmgt]?)(i?)b?", text.strip().lower())
     try:
-        found = int(float(match[1]) * units[match[2].lower()])
-    except (TypeError, ValueError, KeyError):
+        number, letter, binary = match.groups() if match else ("", "", "")
+        found = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(letter or " "))
+    except ValueError:
         found = 0
     if found < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write 80GB, 80GiB or 80e9")
@@ -110,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     if machine.gpu is None:
         print("this machine has no GPU: all of a run is in its memory; --gpu-memory plans for another")
     print(in_table(found))
+    if any(plan.need.never_together for plan in found):
+        print("device is the peak: without accumulation gradients come as activations go, and the larger counts")
     best = next((plan for plan in found if plan.lacks is None), None)
     if best is not None:
         print(f"take: {settings_of(best)}")
@@ -163,7 +164,12 @@ def network_of(args: argparse.Namespace) -> tuple[Sizes, Callable[[Setup], int]]
 
     @cache
     def measured(computing: str, recompute: bool) -> int:
-        return activation_bytes(model, batch, computing=computing, recompute=recompute)
+        try:
+            return activation_bytes(model, batch, computing=computing, recompute=recompute)
+        except RuntimeError as error:  # a card may leave sizes, such as heads, to the config beside its weights
+            raise SettingsError(
+                f"the sizes known of {args.name} do not make a network ({error}): name another model of its size"
+            ) from error
 
     trained = total if args.parameters else sum(p.numel() for p in model.parameters() if p.requires_grad)
     sizes = Sizes(parameters=total, trained=trained, largest=min(total, largest_layer(model)))
@@ -174,15 +180,19 @@ def by_name(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a card, on meta, and a batch for it. Raises UnknownModel, SettingsError."""
     import torch
 
+    from zoo import AutoLoader
     from zoo.weights import blank
 
     card = card_of(args.name, args.task)
-    if card.config is None:
-        raise SettingsError(f"{card.name} has no fixed size: name another model, or give --parameters ...")
     if card.family not in BATCHES:
         raise SettingsError(f"zoo plan knows no batch of {card.family} yet: give --parameters ...")
-    with blank(), torch.device("meta"):
-        model = card.build(card.config)
+    if card.config is not None:
+        with blank(), torch.device("meta"):
+            model = card.build(card.config)
+    elif card.files:  # its weights say its sizes
+        model = AutoLoader(card.task, card.name, device="cpu").get_model().to("meta")
+    else:
+        raise SettingsError(f"{card.name} has no fixed size: name another model, or give --parameters ...")
     return model, BATCHES[card.family](model, args.batch_size)
 
 
@@ -202,7 +212,8 @@ def by_sizes(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     if width % 64 or blocks >= args.parameters:
         raise SettingsError(
             f"{args.layers} layers of width {width} have {in_millions(blocks)} parameters, of "
-            f"{in_millions(args.parameters)} in all: give more --parameters, fewer --layers, and a --width that is a multiple of 64"
+            f"{in_millions(args.parameters)} in all: give more --parameters, fewer --layers, and a --width that is a "
+            "multiple of 64"
         )
 
     class Causal(nn.Module):
@@ -224,9 +235,13 @@ def by_sizes(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def clip_batch(model: Any, samples: int) -> dict[str, Any]:
-    """Pictures without numbers, and captions that fill the context: the text tower looks where each ends."""
+    """Pictures without numbers, and captions that fill the context: the text tower looks where each ends.
+
+    Two pairs at least: with one, a contrastive loss has nothing to contrast, though other processes may have some.
+    """
     import torch
 
+    samples = max(2, samples)
     tokens = torch.ones(samples, model.config.text.context, dtype=torch.int64)
     tokens[:, -1] = model.config.text.vocab - 1
     return {"image": torch.empty(samples, 3, model.image_size, model.image_size, device="meta"), "text": tokens}

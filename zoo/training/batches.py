@@ -98,8 +98,10 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _prepare_worker(number: int) -> None:
-    # Ctrl-C reaches the whole group of processes; the trainer alone decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole group of processes, and a scheduler's signal may; the trainer alone decides when to stop.
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _load(dataset: Dataset, numbers: Iterator, settings: Settings, collate: Collate | None) -> DataLoader:

@@ -60,7 +60,7 @@ class Run:
         self.meter, self.clock, self.costs = Meter(engine.device), Clock(), Costs(engine.device)
         self.guard = Guard(settings.on_spike, settings.gradient_accumulation_steps, self.channel)
         self.ema = Ema(settings.ema, engine) if settings.ema else None
-        self.saver = Saver(settings.async_save, self._saved)
+        self.saver = Saver(settings.async_save, after=lambda: self.folder.prune(settings.keep))
         self.order = canonical_names(engine.model)
         self.moved, self.last_back, self.layers, self.said = False, (-1, 0), {}, {}
 
@@ -225,9 +225,6 @@ class Run:
             "client": state_file.taken(self.client),
         }
         return Snapshot(pieces, own, shared)
-
-    def _saved(self) -> None:
-        self.folder.prune(self.settings.keep)
 
     def look_at_layers(self) -> None:
         """The norms of each parameter's gradient, before the update that will be logged with them."""

@@ -111,7 +111,7 @@ class Settings:
         self._choice("on_spike", ("keep", "skip", "rollback"))
         for name in ("weight_decay", "warm_up", "clip_grad", "eps", "timeout", "heartbeat"):
             self._between(name, 0, float("inf"))
-        if not 0 <= self.ema < 1:
+        if not _is_decay(self.ema):
             raise SettingsError(f"ema={self.ema!r}: a decay from 0 to below 1, such as 0.999; 0 keeps no average")
         if self.time_limit is not None:
             self._between("time_limit", 0, float("inf"))
@@ -120,7 +120,7 @@ class Settings:
         self._between("lr_floor", 0, 1)
         if self.lr is not None:
             self._between("lr", 0, float("inf"))
-        if len(tuple(self.betas)) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if not isinstance(self.betas, (list, tuple)) or len(self.betas) != 2 or not all(map(_is_decay, self.betas)):
             raise SettingsError(f"betas={self.betas!r}: give two numbers from 0 to below 1, as (0.9, 0.999)")
         if self.epochs is not None and self.steps is not None:
             raise SettingsError(f"epochs={self.epochs} and steps={self.steps}: give one of them, the other follows")
@@ -154,6 +154,10 @@ class Settings:
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["betas"] = list(self.betas)
         return {name: str(v) if isinstance(v, (Path, torch.device)) else v for name, v in plain.items()}
+
+
+def _is_decay(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < 1
 
 
 FREE = frozenset(f.name for f in fields(Settings) if f.metadata.get("free"))

@@ -69,6 +69,8 @@ class DeepspeedEngine:
         deepspeed = _import_deepspeed(self.device)
         self.stage = config["zero_optimization"]["stage"]
         self.replicated = self.stage == 0
+        if self.stage < 3:
+            step.to(self.device)
         names = {id(p): name for name, p in model.named_parameters()}
         self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self.order = canonical_names(model)
