@@ -475,6 +475,7 @@ def trainers(folder: Path) -> list[int]:
     [
         (["torchrun", "--nproc-per-node", "2", "--master-port", "PORT"], "torchrun"),
         (["deepspeed", "--num_gpus", "2", "--master_port", "PORT"], "deepspeed.launcher.launch"),
+        (["deepspeed", "--num_gpus", "2", "--master_port", "PORT"], "bin/deepspeed"),
         (["zoo", "launch", "--num-gpus", "2"], "launch"),
     ],
 )
