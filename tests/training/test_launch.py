@@ -570,3 +570,13 @@ def test_the_slurm_script_requeues_what_was_suspended_and_nothing_else(tmp_path:
 def test_the_slurm_script_passes_its_signal_on_to_the_tasks():
     text = (ROOT / "examples" / "slurm_requeue.sh").read_text()
     assert "#SBATCH --signal=USR1@120" in textwrap.dedent(text)
+
+
+@pytest.mark.slow
+def test_a_hostfile_that_deepspeed_does_not_find_is_an_error(tmp_path: Path):
+    command = [bin_of("deepspeed"), "--master_port", str(workers.free_port()), "--hostfile", str(tmp_path / "none")]
+    done = subprocess.run(
+        [*command, *TRAIN, str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode != 0
+    assert f"{tmp_path / 'none'}: there is no such file" in done.stderr

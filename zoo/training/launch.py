@@ -34,6 +34,7 @@ def relaunch(settings: Settings) -> None:
     """
     check_accelerate()
     place = find_place()
+    check_deepspeed(place)
     several = (settings.num_gpus or 1) > 1 or settings.num_nodes > 1
     if place is None and (several or settings.hostfile is not None):
         raise SystemExit(
@@ -82,6 +83,28 @@ def check_accelerate() -> None:
         "accelerate was to start several processes and started one, without telling: use `accelerate launch "
         "--multi_gpu --num_processes N` (on CPUs too, without --cpu), torchrun, or num_gpus=N"
     )
+
+
+def check_deepspeed(place: Place | None) -> None:
+    """Raises HostfileError where `deepspeed --hostfile F` found no F, said so in passing, and started one process."""
+    if place is None or place.launcher != "deepspeed" or place.world_size > 1:
+        return
+    try:
+        words = Path(f"/proc/{parent_of(os.getppid())}/cmdline").read_text().replace("=", "\0").split("\0")
+        named = next(words[i + 1] for i, word in enumerate(words) if word in ("--hostfile", "-H"))
+    except (OSError, StopIteration, IndexError):
+        return
+    if not Path(named).is_file():
+        raise HostfileError(f"deepspeed --hostfile {named}: there is no such file, so it started one process here")
+
+
+def parent_of(pid: int) -> int | None:
+    """Of another process; None where the system does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def start(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from zoo.errors import LaunchError
 
+from ..launch import parent_of
 from ..place import LOST, MARK, ORPHANED, Place
 
 BEAT = 1.0  # seconds between two signs of life
@@ -83,7 +84,7 @@ class Heartbeat:
         self.peers: list[_Peer] = []
         self.launcher = os.getppid()
         # `deepspeed` runs a launcher of its own below it, which goes on when `deepspeed` is killed.
-        self.above = _parent_of(self.launcher) if place.launcher == "deepspeed" else None
+        self.above = parent_of(self.launcher) if place.launcher == "deepspeed" else None
         self._closing, self._bell = socket.socketpair()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
@@ -153,7 +154,7 @@ class Heartbeat:
             now = time.monotonic()
             # A pause of this very thread, as after SIGCONT, is nobody else's silence.
             slept, before = min(now - before, BEAT), now
-            if os.getppid() != self.launcher or (self.above and _parent_of(self.launcher) != self.above):
+            if os.getppid() != self.launcher or (self.above and parent_of(self.launcher) != self.above):
                 self._end(ORPHANED, "the launcher was killed", 0)
             for peer in list(self.peers):
                 peer.silence += slept
@@ -223,12 +224,3 @@ class Heartbeat:
         logger.critical("rank %d on %s ends: %s", self.place.rank, socket.gethostname(), why)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-
-
-def _parent_of(pid: int) -> int | None:
-    """Of another process; None where the system does not say."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
