@@ -53,7 +53,7 @@ def test_a_layer_in_half_precision_keeps_what_korthikanti_counts():
 
 def test_autocast_lies_between_and_holds_copies_of_the_weights():
     weights = 12 * 256**2 * 2 / (8 * 128 * 256)
-    assert per_layer(computing="half") < per_layer(computing="autocast") - weights < per_layer()
+    assert per_layer(computing="half") < per_layer(computing="autocast") - weights < 0.7 * per_layer()
 
 
 def test_recomputing_keeps_one_tensor_a_layer():
@@ -73,6 +73,8 @@ def test_nothing_is_left_of_the_count():
     assert all(p.grad is None and p.dtype == torch.float32 for p in model.parameters())
     activation_bytes(model, batch, computing="autocast", recompute=True)
     assert activation_bytes(model, batch) == first
+    model(**batch)["loss"].backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_a_model_that_cannot_recompute_is_named():
