@@ -80,7 +80,10 @@ def test_help_teaches_by_examples_that_parse(capsys: pytest.CaptureFixture):
     assert "clip-base-p32-224" in text and find("txt_img_matching", "clip-base-p32-224")
 
 
-@pytest.mark.parametrize("command", ["list", "info", "pull", "match", "plan", "train", "launch", "watch", "eval", "demo"])
+ALL = ["list", "info", "pull", "match", "plan", "train", "launch", "watch", "eval", "demo"]
+
+
+@pytest.mark.parametrize("command", ALL)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture):
     assert main([command, "--help"]) == 0
     assert f"zoo {command}" in capsys.readouterr().out

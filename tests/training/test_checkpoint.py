@@ -294,7 +294,8 @@ def test_every_name_of_tied_weights_is_exported_in_fp32(tmp_path, whole):
     export(pieces, NAMES, tmp_path / "model.safetensors", Channel(), whole=whole)
     found = weights.read(tmp_path / "model.safetensors")
     assert found.keys() == NAMES.keys()
-    assert torch.equal(found["out.weight"], embed.float()) and torch.equal(found["embed.weight"], embed.float())
+    for name in ("embed.weight", "out.weight"):
+        assert found[name].dtype == torch.float32 and torch.equal(found[name], embed.float())
     assert found["count"].dtype == torch.int64 and found["count"] == 5
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 

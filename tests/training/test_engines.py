@@ -120,6 +120,7 @@ def jobs_of_two() -> list[dict]:
             row(f"judged-{name}", "language", s | {"eval_interval": 2, "layer_norms": True}, call={"valid": 12}),
             row(f"recomputed-{name}", "language", s | {"checkpoint_activations": True}),
             row(f"static-{name}", "language", s | STATIC | {"batch_size": 4}),
+            row(f"loader-{name}", "language", s | {"eval_interval": 2}, call={"valid": 12, "as_loader": True}),
             row(f"bf16-{name}", "language", s | {"precision": "bf16"}),
             row(f"full-{name}", "language", s, full=4),
         ]
@@ -226,6 +227,14 @@ def test_evaluation_says_the_same(runs, engine):
     logs = [lines(runs / f"judged-{name}") for name in ("one", engine)]
     judged = [[line["eval"]["loss"] for line in log if "eval" in line] for log in logs]
     assert len(judged[0]) == 2
+    assert judged[1] == pytest.approx(judged[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", SOME)
+def test_a_ready_loader_to_judge_by_is_shared(runs, engine):
+    """13 samples in batches of 2: two ranks take three each, and what is left for one of them is left out."""
+    logs = [lines(runs / f"{name}-{engine}") for name in ("judged", "loader")]
+    judged = [[line["eval"]["loss"] for line in log if "eval" in line] for log in logs]
     assert judged[1] == pytest.approx(judged[0], abs=1e-5)
 
 

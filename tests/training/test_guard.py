@@ -105,9 +105,9 @@ def fed(watch: Guard, losses: list[float]) -> list[bool]:
 def test_the_mean_of_an_updates_micro_batches_is_judged():
     watch = Guard("skip", 2, Channel())
     assert not any(fed(watch, [1.0, 3.0] * LEAST))
-    assert fed(watch, [1.0, 1e3, 1.0, 3.0]) == [False, True, False, False]
-    assert fed(watch, [2 + 1.0, 2 - 1.0]) == [False, False]
-    assert watch.spikes == 1 and len(watch.before) == LEAST + 2
+    assert fed(watch, [1e3, 1.0, 1.0, 3.0, 1.0, 1e3]) == [False, True, False, False, False, True]
+    assert fed(watch, [2 - 1e3, 2 + 1e3]) == [False, False]
+    assert watch.spikes == 2 and len(watch.before) == LEAST + 2
 
 
 def test_all_ranks_judge_the_mean_over_ranks():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from zoo import weights
 from zoo.blocks.transformer import Transformer
@@ -120,6 +120,9 @@ def do(job: dict) -> None:
         call["optimizer"] = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
     if "valid" in call:
         call["valid_dataset"] = Pairs(call.pop("valid"))
+    if call.pop("as_loader", False):
+        one_more = Subset(call["valid_dataset"], [0])
+        call["valid_dataset"] = DataLoader(ConcatDataset([call["valid_dataset"], one_more]), 2)
     if "kept" in job:
         call["state"] = kept = dict(job["kept"])
     with no_room(job["full"]) if "full" in job else nullcontext():

@@ -28,9 +28,10 @@ def optimize(
     Modules, parameters and state keys stay what they are, so an optimizer made before goes on training the model. With
     an example batch (what the model is called with: keywords, positions or one tensor) outputs and gradients must agree
     to 1e-5 in float32, gradients that rounding alone moves further in float64, and the time of a forward pass, in
-    training mode with its backward pass, must fall; without one, only what is equal by construction is replaced. `compile` and `channels_last`: False never, None if faster, True
-    unless it differs. Call it before the model is wrapped, by DDP or others. Attention weights that are asked for by
-    `need_weights=True` are given as before; transformers' `output_attentions=True` needs `undo()` first.
+    training mode with its backward pass, must fall; without one, only what is equal by construction is replaced.
+    `compile` and `channels_last`: False never, None if faster, True unless it differs. Call it before the model is
+    wrapped, by DDP or others. Attention weights that are asked for by `need_weights=True` are given as before;
+    transformers' `output_attentions=True` needs `undo()` first.
     """
     if not isinstance(model, nn.Module):
         raise SettingsError(f"optimize takes an nn.Module, not a {type(model).__name__}: pass the model itself")

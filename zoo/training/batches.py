@@ -229,7 +229,7 @@ def evaluation_batches(data: Any, settings: Settings, collate: Collate | None) -
     if isinstance(data, IterableDataset):
         data = DataLoader(data, settings.batch_size, collate_fn=collate)
     if isinstance(data, DataLoader):
-        yield from data
+        yield from _own_batches(data)
         return
     if len(data) == 0:
         raise EmptyDataset("the validation data set has no sample: check its path, split and filters")
@@ -237,6 +237,19 @@ def evaluation_batches(data: Any, settings: Settings, collate: Collate | None) -
     numbers = even_batches(len(data), settings.batch_size, rank=rank, world_size=world_size)
     for _, batch in _load(data, numbers, settings, collate):
         yield batch
+
+
+def _own_batches(loader: DataLoader) -> Iterator[Any]:
+    """This rank's of a DataLoader's batches, which ranks take in turn; the last ones, if these are not equal, are left
+    out, for ranks compute together."""
+    rank, stride = (0, 1) if hasattr(loader.sampler, "num_replicas") else (distributed.rank(), distributed.world_size())
+    row: list[Any] = []
+    for batch in loader:
+        row.append(batch)
+        if len(row) == stride:
+            if len({length(batch) for batch in row}) == 1:
+                yield row[rank]
+            row = []
 
 
 def length(batch: Any) -> int:

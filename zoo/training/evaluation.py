@@ -83,6 +83,10 @@ def _measure(
 ) -> float:
     taken = inspect.signature(metric).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    if "meta" in taken and distributed.is_distributed():
+        raise SettingsError(
+            f"metric {name!r} asks for meta, which stays on each process: measure with evaluate=fn(model)"
+        )
     words = {"meta": meta or None, "tokenizer": tokenizer}
     words = {key: value for key, value in words.items() if anything or key in taken}
     try:

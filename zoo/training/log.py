@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -63,9 +64,9 @@ class Meter:
         in_a_row = distributed.gather(self.sums[None])[:, 3].max().item()
         if in_a_row >= PATIENCE:
             raise TrainingDiverged(
-                f"step {step}: the loss or its gradient has not been finite for {in_a_row:.0f} updates in a row, which "
-                "were left out. Lower lr, lengthen warm_up, set clip_grad, or use precision='bf16' or 'fp32'; the "
-                "checkpoints are of before"
+                f"step {step}: {in_a_row:.0f} updates in a row were left out, for the loss or its gradient was not "
+                "finite, or stood out (on_spike). Lower lr, lengthen warm_up, set clip_grad, or use precision='bf16' "
+                "or 'fp32'; the checkpoints are of before"
             )
 
     def restart(self) -> None:
@@ -248,4 +249,5 @@ def _open_wandb(project: str, folder: Path) -> Any:
         import wandb
     except ImportError as error:
         raise MissingPackage("wandb=True needs the package wandb: pip install wandb") from error
-    return wandb.init(project=project, name=folder.name, id=folder.name, dir=str(folder), resume="allow")
+    own = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()  # the same when it goes on
+    return wandb.init(project=project, name=folder.name, id=own, dir=str(folder), resume="allow")

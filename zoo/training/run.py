@@ -88,6 +88,12 @@ class Run:
         if self.folder is not None:
             self._agree()
         rng.seed_all(self.settings.seed, distributed.rank())
+        if (path := self._load_newest()) is not None:
+            logger.info("going on from %s", path)
+            self.said = {"resumed_from": self.step}
+
+    def _load_newest(self) -> Path | None:
+        """Takes over the newest checkpoint that can be read; those that cannot are renamed. None if there is none."""
         damaged = []
         for path in self._found():
             try:
@@ -98,11 +104,10 @@ class Run:
                 continue
             self.channel.exchange()
             self.folder.set_aside(damaged)
-            logger.info("going on from %s", path)
-            self.said = {"resumed_from": self.step}
-            return
+            return path
         if damaged:
             raise CheckpointError(f"all checkpoints in {self.folder.checkpoints} are damaged: choose a new run_folder")
+        return None
 
     def _found(self) -> list[Path]:
         """The checkpoints that rank 0 sees, newest first: all ranks must take the same."""
@@ -136,12 +141,9 @@ class Run:
         Raises TrainingDiverged when it keeps going back to the same one.
         """
         self.saver.wait()
-        found = self._found()
-        if not found:
+        passed, (before, times) = self.step + self.skipped, self.last_back
+        if self._load_newest() is None:
             return False
-        passed = self.step + self.skipped
-        before, times = self.last_back
-        self._load(Checkpoint(found[0], self.channel))
         self.last_back = (self.step, times + 1 if before == self.step else 1)
         if self.last_back[1] > MOST_BACK:
             raise TrainingDiverged(
@@ -175,12 +177,9 @@ class Run:
 
     def open_log(self) -> Log:
         """The log, continued after the step that was resumed from; close it."""
-        file, words = (
-            self.folder and self.folder.log,
-            {k: getattr(self.settings, k) for k in ("progress", "tensorboard")},
-        )
-        wandb = self.settings.experiment_name if self.settings.wandb else None
-        self.log = Log(file, self.total, self.step, wandb=wandb, **words)
+        words: dict[str, Any] = {name: getattr(self.settings, name) for name in ("progress", "tensorboard")}
+        words["wandb"] = self.settings.experiment_name if self.settings.wandb else None
+        self.log = Log(self.folder and self.folder.log, self.total, self.step, **words)
         return self.log
 
     def stopped(self, reason: str) -> BaseException:

@@ -29,7 +29,7 @@ from .run import Run
 from .run_folder import RunFolder, model_config
 from .schedule import Schedule, lr_at, warm_up_steps
 from .settings import from_words
-from .state_file import split
+from .state_file import split, taken
 
 
 class Trainer:
@@ -85,10 +85,10 @@ class Trainer:
         saving for any other request to stop.
         """
         settings = self.settings
-        if find_unused_parameters:
-            settings = replace(settings, find_unused_parameters=True)
+        settings = replace(settings, find_unused_parameters=find_unused_parameters or settings.find_unused_parameters)
         self._check_evaluation(valid_dataset, metric_methods, evaluate)
         model_config(model)
+        split(taken(state), {})  # what no checkpoint can hold is said now, not at the first save
         relaunch(settings)
         engine_type = find_engine(settings.env_type)
         engine_type.join(settings)
@@ -236,5 +236,5 @@ class Trainer:
             lr_at, peak=groups[0], total=total, warm_up=warm_up, decay=settings.lr_decay, floor=settings.lr_floor
         )
         schedule = Schedule(groups, lr_of, client)
-        split(schedule.state(), {})  # what no checkpoint can hold is said now, not at the first save
+        split(schedule.state(), {})
         return schedule

@@ -48,4 +48,6 @@ def write(state: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[st
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.numel() == 1:  # contiguous() keeps whatever stride a single number has, and a view as bytes needs 1
+        flat = flat.clone().as_strided((1,), (1,))
     return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")

@@ -14,6 +14,7 @@ from typing import Any
 
 from zoo.errors import SettingsError, nearest
 
+from ..optimizer import DEFAULT_LR
 from ..settings import Settings
 
 DEFAULT: dict[str, Any] = {"zero_optimization": {"stage": 2}}
@@ -166,7 +167,7 @@ def _check_optimizer(section: Mapping[str, Any], settings: Settings) -> None:
     for name, value in _section(section, "params").items():
         if name in ("lr", "betas", "eps", "weight_decay"):
             ours = getattr(settings, name)
-            ours = list(ours) if name == "betas" else ours
+            ours = list(ours) if name == "betas" else DEFAULT_LR if name == "lr" and ours is None else ours
             _same(f"deepspeed_config's optimizer {name}", value, name, ours)
 
 
