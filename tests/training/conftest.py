@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import IO
 
 import pytest
+
+from zoo.training.workers import free_port
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +23,34 @@ def toy() -> ModuleType:
     sys.modules[spec.name] = module  # worker processes look the classes up by their module's name
     spec.loader.exec_module(module)
     return module
+
+
+def start(jobs: Path, world: int, output: IO[str]) -> list[subprocess.Popen]:
+    """The processes that do the jobs of worker.py together; one alone if `world` is 1."""
+    worker = Path(__file__).with_name("worker.py")
+    shared = {"OMP_NUM_THREADS": 1, "PYTHONPATH": worker.parents[2]}
+    place = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    ranks = [place | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(world)] if world > 1 else [{}]
+    environments = [os.environ | {k: str(v) for k, v in (shared | rank).items()} for rank in ranks]
+    words = {"stdout": output, "stderr": output, "start_new_session": True}
+    return [subprocess.Popen([sys.executable, worker, jobs], env=one, **words) for one in environments]
+
+
+def wait(processes: list[subprocess.Popen], seconds: float) -> list[int]:
+    """The exit codes; fails, and leaves no process behind, if one does not end in time."""
+    deadline = time.monotonic() + seconds
+    try:
+        return [process.wait(max(0.1, deadline - time.monotonic())) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def ranks() -> SimpleNamespace:
+    """`ranks.start(jobs, world, output)` and `ranks.wait(processes, seconds)`."""
+    return SimpleNamespace(start=start, wait=wait)
 
 
 @pytest.fixture(scope="session")

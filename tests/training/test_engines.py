@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +12,6 @@ from zoo import weights
 from zoo.distributed import Channel
 from zoo.training.checkpoint import Checkpoint
 
-WORKER = Path(__file__).with_name("worker.py")
 SECONDS = 300
 
 
@@ -57,30 +51,13 @@ CLIP_MOVES = [("ddp", "zero3"), ("zero3", "zero0"), ("zero0", "zero2"), ("zero2"
 LEFT = ["ddp", "zero1", "zero3-offload"]  # of two processes, which one process goes on with; and the other way round
 
 
-def together(jobs: list[dict], world: int, folder: Path) -> None:
+def together(ranks, jobs: list[dict], world: int, folder: Path) -> None:
     """The jobs, by so many processes; fails where one of them does not end."""
-    file = folder / f"jobs-{len(list(folder.glob('jobs-*')))}.json"
-    file.write_text(json.dumps(jobs))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"OMP_NUM_THREADS": 1, "PYTHONPATH": WORKER.parents[2]}
-    ranks = []
-    for rank in range(world):
-        words = {k: str(v) for k, v in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        environment = os.environ | words if world > 1 else os.environ | {"PYTHONPATH": words["PYTHONPATH"]}
-        command = [sys.executable, str(WORKER), str(file)]
-        output = (folder / f"{file.stem}-{rank}.txt").open("w")
-        ranks.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True))
-    try:
-        for process in ranks:
-            assert process.wait(SECONDS) == 0, (folder / f"{file.stem}-0.txt").read_text()[-3000:]
-    finally:
-        for process in ranks:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    file = folder / f"jobs-{len(list(folder.glob('jobs-*.json')))}.json"
+    file.write_text(json.dumps([job | {"folder": str(folder / job["folder"])} for job in jobs]))
+    with file.with_suffix(".txt").open("w") as output:
+        codes = ranks.wait(ranks.start(file, world, output), SECONDS)
+    assert codes == [0] * world, file.with_suffix(".txt").read_text()[-3000:]
 
 
 def row(name: str, model: str, settings: dict, **more) -> dict:
@@ -147,12 +124,12 @@ REDUCES = ["default", "bf16", "fp16", "powersgd:2"]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
+def runs(tmp_path_factory, ranks) -> Path:
     """The folder that all runs are in: one process, then two, then one again."""
     folder = tmp_path_factory.mktemp("engines")
     phases = [(jobs_of_one(), 1), (jobs_of_two(), 2), ([row(f"{n}-to-one", "language", ONE) for n in LEFT], 1)]
     for jobs, world in phases:
-        together([job | {"folder": str(folder / job["folder"])} for job in jobs], world, folder)
+        together(ranks, jobs, world, folder)
     return folder
 
 
@@ -353,16 +330,15 @@ def test_one_engine_in_two_processes_is_refused(runs):
 
 # --- NVMe ------------------------------------------------------------------------------------------------------------
 @pytest.mark.slow
-def test_nvme_gives_the_same(tmp_path):
+def test_nvme_gives_the_same(tmp_path, ranks):
     """Its kernel takes minutes to build, once. Parts of parameters here are no multiples of its block."""
     nvme = {"env_type": "deepspeed", "deepspeed_config": "zero3_nvme"}
-    jobs = [row("one", "language", ONE)]
-    together([job | {"folder": str(tmp_path / job["folder"])} for job in jobs], 1, tmp_path)
+    together(ranks, [row("one", "language", ONE)], 1, tmp_path)
     jobs = [row("nvme", "language", nvme), suspended("moved", nvme), row("moved", "language", nvme)]
     jobs += [suspended("to-ddp", nvme), row("to-ddp", "language", ENGINES["ddp"])]
     jobs += [suspended("from-ddp", ENGINES["ddp"]), row("from-ddp", "language", nvme)]
     jobs.append(row("average", "language", nvme | {"ema": 0.5}))
-    together([job | {"folder": str(tmp_path / job["folder"])} for job in jobs], 2, tmp_path)
+    together(ranks, jobs, 2, tmp_path)
     for folder in ("nvme", "moved", "to-ddp", "from-ddp"):
         check_same(tmp_path / "one", tmp_path / folder)
     assert "NVMe holds them" in error(tmp_path / "average")["text"]

@@ -166,3 +166,24 @@ def test_a_run_ends_the_same_however_it_saves(toy, whole, tmp_path, asynchronous
         )
         for kind in mine.parts:
             assert all(torch.equal(mine.tensor(kind, name), theirs.tensor(kind, name)) for name in mine.names(kind))
+
+
+def test_the_memory_of_the_copy_is_taken_once_before_the_first_save(tmp_path):
+    saver, weight, asked = Saver(True, lambda: None), torch.ones(2, 3), []
+    for _ in range(2):
+        saver.prepare(lambda: asked.append(1) or snapshot(weight).pieces)
+    saver.wait()
+    place = saver.staging["weights", "a"].data_ptr()
+    saver.save(tmp_path / "step", snapshot(weight))
+    saver.wait()
+    assert asked == [1] and saver.staging["weights", "a"].data_ptr() == place
+    assert (Checkpoint(tmp_path / "step", Channel()).tensor("weights", "a") == 1).all() and (weight == 1).all()
+
+
+def test_no_memory_is_taken_where_nothing_is_copied(monkeypatch):
+    monkeypatch.setattr(module, "_free_memory", lambda: 0)
+    for asynchronous in (None, False):
+        saver = Saver(asynchronous, lambda: None)
+        saver.prepare(lambda: snapshot(torch.ones(2, 3)).pieces)
+        saver.wait()
+        assert not saver.staging
