@@ -87,6 +87,7 @@ def jobs_of_one() -> list[dict]:
 def jobs_of_two() -> list[dict]:
     jobs = [row(f"{model}-{name}", model, s) for model in ("language", "clip") for name, s in ENGINES.items()]
     jobs += [row(f"file-{n}", "language", {"env_type": "deepspeed", "deepspeed_config": n}) for n in FILES]
+    jobs.append(row("bad-zero2-offload", "language", ENGINES["zero2-offload"] | {"steps": 5}, data={"bad": [7]}))
     some = {name: ENGINES[name] for name in ("ddp", "zero0", "zero2", "zero3-offload")}
     for name, s in some.items():
         jobs += [
@@ -189,7 +190,7 @@ def test_the_average_of_the_weights_follows_the_engine(runs, engine):
     assert away.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("engine", SOME)
+@pytest.mark.parametrize("engine", [*SOME, "zero2-offload"])
 def test_not_a_number_on_one_rank_is_left_out_by_all(runs, engine):
     expected, found = lines(runs / "bad-one"), lines(runs / f"bad-{engine}")
     left_out = [line["step"] for line in expected if "left_out" in line]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from pathlib import Path
 
@@ -178,6 +180,18 @@ def test_the_memory_of_the_copy_is_taken_once_before_the_first_save(tmp_path):
     saver.wait()
     assert asked == [1] and saver.staging["weights", "a"].data_ptr() == place
     assert (Checkpoint(tmp_path / "step", Channel()).tensor("weights", "a") == 1).all() and (weight == 1).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priorities of their own elsewhere")
+def test_training_goes_before_writing(tmp_path, monkeypatch):
+    gate, nice = Gate(monkeypatch), []
+    gate.opened.set()
+    write = gate.write
+    gate.write = lambda *words: nice.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())) or write(*words)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with Saver(True, lambda: None) as saver:
+        saver.save(tmp_path / "step", snapshot(torch.zeros(2, 3)))
+    assert nice == [10] and os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_no_memory_is_taken_where_nothing_is_copied(monkeypatch):

@@ -16,7 +16,7 @@ from zoo.errors import CheckpointError, SettingsError, Suspended, TrainingDiverg
 
 from . import rng, state_file
 from .batches import DatasetBatches, LoaderBatches
-from .checkpoint import Checkpoint, Snapshot, export, own_share
+from .checkpoint import Checkpoint, Pieces, Snapshot, export, own_share
 from .costs import Costs
 from .ema import Ema
 from .engines import Engine
@@ -199,16 +199,16 @@ class Run:
                 self.log.sync()
                 self.saver.save(self.folder.checkpoint(self.step), self._snapshot())
 
+    def pieces(self) -> Pieces:
+        """What this rank writes of the weights, their average and the optimizer."""
+        pieces = self.engine.pieces() | ({EMA: self.ema.pieces} if self.ema else {})
+        return own_share(pieces, distributed.rank(), distributed.world_size()) if self.engine.replicated else pieces
+
     def _snapshot(self) -> Snapshot:
-        engine, rank = self.engine, distributed.rank()
+        engine = self.engine
         share_buffers(engine.model)
-        pieces = engine.pieces()
-        if self.ema:
-            pieces[EMA] = self.ema.pieces
-        if engine.replicated:
-            pieces = own_share(pieces, rank, distributed.world_size())
         own = {
-            "engine": engine.extra() if rank == 0 or not engine.replicated else None,
+            "engine": engine.extra() if distributed.rank() == 0 or not engine.replicated else None,
             "rng": rng.get_state(engine.device),
             "meter": self.meter.state(),
         }
@@ -223,7 +223,7 @@ class Run:
             "ema": {"updates": self.ema.updates} if self.ema else None,
             "client": state_file.taken(self.client),
         }
-        return Snapshot(pieces, own, shared)
+        return Snapshot(self.pieces(), own, shared)
 
     def look_at_layers(self) -> None:
         """The norms of each parameter's gradient, before the update that will be logged with them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from copy import deepcopy
@@ -16,6 +18,7 @@ from .checkpoint import Pieces, Snapshot, write
 from .engines.base import Piece
 
 _SHARE = 4  # what is copied may take this part of the free memory of the machine, and no more
+_NICE = 10  # training goes first: where all cores compute, an equal thread makes them all wait for one another
 
 
 class Saver:
@@ -30,6 +33,16 @@ class Saver:
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.staging: dict[tuple[str, str], Tensor] = {}
+        self.prepared = False
+
+    def prepare(self, pieces: Callable[[], Pieces]) -> None:
+        """Takes the memory of the copies beside the training, the first time: new memory is slow to touch."""
+        if self.prepared or self.asynchronous is False:
+            return
+        self.prepared = True
+        found = pieces()
+        if self._may_copy(found):
+            self._start(lambda: self._take_memory(found))
 
     def save(self, folder: Path, snapshot: Snapshot) -> None:
         """Starts writing, after what is still being written is there; `after` is called when it has its name.
@@ -41,8 +54,7 @@ class Saver:
             self._write(folder, snapshot)
             return
         copied = Snapshot(self._copied(snapshot.pieces), deepcopy(snapshot.own), deepcopy(snapshot.shared))
-        self.thread = threading.Thread(target=self._try, args=(folder, copied), name="zoo-saver", daemon=True)
-        self.thread.start()
+        self._start(lambda: self._write(folder, copied))
 
     def wait(self) -> None:
         """Until the last checkpoint is on the disk. Raises DiskFull, CheckpointError if it could not be written."""
@@ -67,9 +79,15 @@ class Saver:
         write(folder, snapshot, self.channel)
         self.after()
 
-    def _try(self, folder: Path, snapshot: Snapshot) -> None:
+    def _start(self, work: Callable[[], None]) -> None:
+        self.thread = threading.Thread(target=self._try, args=(work,), name="zoo-saver", daemon=True)
+        self.thread.start()
+
+    def _try(self, work: Callable[[], None]) -> None:
+        if sys.platform == "linux":  # there threads have priorities of their own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
-            self._write(folder, snapshot)
+            work()
         except Exception as error:  # whatever it is, the loop raises it
             self.error = error
 
@@ -82,16 +100,26 @@ class Saver:
         return self.asynchronous
 
     @torch.no_grad()
+    def _take_memory(self, pieces: Pieces) -> None:
+        for kind, named in pieces.items():
+            for name, piece in named.items():
+                self._held(kind, name, piece.values).zero_()
+
+    def _held(self, kind: str, name: str, values: Tensor) -> Tensor:
+        """Memory of our own for these values, which is kept from save to save."""
+        held = self.staging.get((kind, name))
+        if held is None or held.shape != values.shape or held.dtype != values.dtype:
+            held = torch.empty_like(values, device="cpu", memory_format=torch.contiguous_format)
+            self.staging[kind, name] = held
+        return held
+
+    @torch.no_grad()
     def _copied(self, pieces: Pieces) -> Pieces:
-        """The pieces in memory of our own, which is kept from save to save: new memory is slow to touch first."""
+        """The pieces in memory of our own."""
         copies: Pieces = {}
         for kind, named in pieces.items():
             for name, piece in named.items():
-                held = self.staging.get((kind, name))
-                if held is None or held.shape != piece.values.shape or held.dtype != piece.values.dtype:
-                    held = torch.empty_like(piece.values, device="cpu", memory_format=torch.contiguous_format)
-                    self.staging[kind, name] = held
-                held.copy_(piece.values)
+                held = self._held(kind, name, piece.values).copy_(piece.values)
                 copies.setdefault(kind, {})[name] = Piece(held, piece.shape, piece.start)
         return copies
 

@@ -141,6 +141,8 @@ class Trainer:
                 run.log.tick()
                 if run.ema:
                     run.ema.update()
+                if run.folder and not engine.swaps:
+                    run.saver.prepare(run.pieces)
                 if run.guard.wants_back(engine.grad_norm) and run.go_back():
                     continue
                 done = run.step == run.total

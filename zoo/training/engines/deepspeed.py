@@ -88,7 +88,9 @@ class DeepspeedEngine:
     def _find_windows(self, names: Mapping[int, str]) -> Stage12 | Stage3 | Unsharded:
         if not self.stage:
             return Unsharded(self.optimizer, self.trained)
-        self.ds.optimizer.check_grad_overflow = True  # in fp32 too, an update that is not finite is left out
+        # Updates that are not finite are left out. In fp32 the norm says which; otherwise DeepSpeed has to look at each
+        # gradient before it judges the norm, which a file may not switch off.
+        self.ds.optimizer.check_grad_overflow = self.settings.precision != "fp32"
         if self.stage == 3:
             return Stage3(self.ds.optimizer, names, self.shapes, distributed.rank())
         return Stage12(self.ds.optimizer, names)
