@@ -288,6 +288,62 @@ def test_weights_of_ones_own_are_never_downloaded(sources, tmp_path):
     assert asked == []
 
 
+# --- weights in several files ---
+@pytest.fixture
+def in_parts(tmp_path, monkeypatch):
+    """A card whose weights are two files, and the folder where they lie."""
+    trained, folder = Clip(TINY), tmp_path / "parts"
+    save(trained, folder)
+    (folder / "model.safetensors").unlink()
+    for tower in ("image", "text"):
+        part = {n.removeprefix(f"{tower}."): t for n, t in trained.state_dict().items() if n.startswith(tower)}
+        rest = {n: t for n, t in trained.state_dict().items() if not n.startswith(("image.", "text."))}
+        torch.save(part if tower == "text" else {"image": part} | rest, folder / f"{tower}.pt")
+    files = tuple(hub.File(name=f"{name}", url=f"https://{name}.invalid") for name in ("image.pt", "text.pt"))
+    tokenizer = hub.File(name="merges.txt.gz", url="https://merges.invalid")
+    parts = {"image.pt": "", "text.pt": "text."}
+    tiny_card(monkeypatch, dataclasses.asdict(TINY), files=(*files, tokenizer), parts=parts)
+    return trained, folder
+
+
+@pytest.mark.parametrize("named", ["", "image.pt", "text.pt"])
+def test_parts_are_read_as_one_from_their_folder_or_by_the_name_of_one(in_parts, named):
+    trained, folder = in_parts
+    state = AutoLoader(TASK, "tiny", weights=folder / named).get_model().state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.state_dict().items())
+
+
+def test_a_folder_with_all_in_one_file_is_read_by_a_card_of_parts_too(in_parts, tmp_path):
+    trained, _ = in_parts
+    model = AutoLoader(TASK, "tiny", weights=save(trained, tmp_path / "one")).get_model()
+    assert torch.equal(model.text.positions, trained.text.positions)
+
+
+def test_all_parts_are_fetched_and_are_no_files_of_the_tokenizer(in_parts, monkeypatch):
+    _, folder = in_parts
+    asked = []
+    monkeypatch.setattr(hub, "fetch", lambda file, _: asked.append(file.name) or folder / file.name)
+    loader = AutoLoader(TASK, "tiny")
+    loader.get_model()
+    assert asked == ["image.pt", "text.pt"]
+    loader.get_tokenizer()
+    assert asked[2:] == ["merges.txt.gz"]
+
+
+def test_a_part_alone_lacks_the_others(in_parts):
+    _, folder = in_parts
+    (folder / "text.pt").unlink()
+    with pytest.raises(WeightsMismatch):
+        AutoLoader(TASK, "tiny", weights=folder).get_model()
+
+
+def test_parts_that_hold_the_same_tensor_are_refused(in_parts):
+    _, folder = in_parts
+    torch.save({"embed": {"weight": torch.zeros(1)}, "text": {"positions": torch.zeros(1)}}, folder / "image.pt")
+    with pytest.raises(UnreadableWeights, match="text.pt and a file beside it both hold text.positions"):
+        AutoLoader(TASK, "tiny", weights=folder).get_model()
+
+
 def test_the_packaged_model_matches_pictures_and_words():
     loader = AutoLoader(TASK, "clip-emoji-tiny", device="cpu")
     model, tokenizer, transform = loader.get_model(), loader.get_tokenizer(), loader.get_transform()

@@ -26,9 +26,9 @@ def start(script: str, *args: str, cwd: Path) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def run(script: str, *args: str, cwd: Path) -> str:
+def run(script: str, *args: str, cwd: Path, code: int = 0) -> str:
     out, err = (process := start(script, *args, cwd=cwd)).communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
+    assert process.returncode == code, err[-3000:]
     return out
 
 
@@ -127,3 +127,34 @@ def test_the_settings_of_clip_training_are_explained():
     out = run("train_clip.py", "--help", cwd=EXAMPLES)
     for word in ("--env-type", "--steps", "--batch-size", "--run-folder", "--seed"):
         assert word in out
+
+
+def test_what_dvae_training_leaves_is_loaded_by_name(pairs, tmp_path):
+    sizes = ["--size", "32", "--vocab", "16", "--hidden", "8", "--stem", "8"]
+    data = ["--pictures", str(pairs), "--run-folder", "run"]
+    settings = [*data, *sizes, "--steps", "12", "--batch-size", "4", "--log-interval", "4"]
+    run("train_dvae.py", *settings, "--simulate-suspend", "6", "--save-interval", "6", cwd=tmp_path, code=75)
+    run("train_dvae.py", *settings, cwd=tmp_path)  # and goes on
+    loader = AutoLoader("img_tokenizing", "dvae", weights=tmp_path / "run")
+    image = loader.get_transform()(Image.new("RGB", (70, 80), "red"))[None]
+    codes = loader.get_model().encode(image)
+    assert codes.shape == (1, 4, 4) and loader.get_model().decode(codes).shape == image.shape
+    assert lines(tmp_path / "run")[-1]["step"] == 12
+
+
+def test_the_dvaes_annealing_follows_the_step_along_the_papers_cosines():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from train_dvae import DvaeTrainer
+    finally:
+        sys.path.pop(0)
+    trainer = DvaeTrainer(kl_weight=6.6, kl_steps=5_000, temperature_steps=0.05, steps=1)
+    trainer.total = 3_000_000  # so that the temperature falls over 150,000 steps
+    told: dict[int, dict] = {}
+    for step in (0, 2_500, 5_000, 75_000, 150_000, 2_000_000):
+        trainer.step = step
+        trainer.forward_step({"image": None}, lambda step=step, **words: told.setdefault(step, words))
+    weight, temperature = ([told[step][name] for step in told] for name in ("kl_weight", "temperature"))
+    assert weight == pytest.approx([0, 3.3, 6.6, 6.6, 6.6, 6.6])
+    assert temperature[0] == pytest.approx(1) and temperature[4:] == pytest.approx([1 / 16, 1 / 16])
+    assert temperature[3] == pytest.approx((1 + 1 / 16) / 2)

@@ -50,8 +50,9 @@ class AutoLoader:
     task_name, model_name: as `list_models` gives them; case does not matter in a model's name.
     model_dir: downloads go to the folder `<model_dir>/<model's name>`; None: $ZOO_HOME, or the user's cache folder.
     weights: a local file or folder in any published layout, instead of a download. What lies beside it (config.json,
-    open_clip_config.json, the tokenizer's files) is read too, and must agree with the card. A family's name, "clip",
-    takes weights of any size.
+    open_clip_config.json, the tokenizer's files) is read too, and must agree with the card. Of a model published as
+    several files, such as OpenAI's encoder.pkl and decoder.pkl, it is the folder, or any one of them. A family's name,
+    "clip", takes weights of any size.
     device: None is cuda if there is one, else cpu. dtype: a torch dtype or its name ("bf16"); None is the card's.
 
     Names, device, dtype and the presence of `weights` are checked at once; nothing is downloaded or read before it is
@@ -110,7 +111,7 @@ class AutoLoader:
         if self.card.tokenizer is None:
             return None
         files = {path.name: path for path in self._beside_weights()}
-        for file in self.card.files[1:]:
+        for file in self.card.files[len(self.card.parts) or 1 :]:
             # A tokenizer.json is the whole of a transformers tokenizer.
             if file.name not in files and "tokenizer.json" not in files:
                 files[file.name] = hub.fetch(file, self.folder)
@@ -130,7 +131,7 @@ class AutoLoader:
             card_says = self.card.config or {}
             # What the files say comes before what the card says, so that a difference is seen below.
             config = {**card_says, **_preprocessor_config(path), **weights.read_config(path)}
-            state, config = self.card.convert(weights.read(path), config)
+            state, config = self.card.convert(read_parts(self.card, path), config)
             for field, here, there in _differences(card_says, config):
                 raise WeightsMismatch(
                     f"{path} is not {self.card.name}: {field} is {there!r} in the weights or their config, and "
@@ -153,19 +154,44 @@ def folder_of(card: Card, model_dir: str | Path | None = None) -> Path:
 def fetch_weights(card: Card, folder: Path) -> tuple[hub.File, Path]:
     """The weights of a card, from those of its files that is here, or the first that can be had. Raises as `hub.fetch`.
 
-    Altered bytes and a forbidden network end it at once: another file would only hide them.
+    Of weights in several parts it gives the first, with the others beside it. Altered bytes and a forbidden network end
+    it at once: another file would only hide them.
     """
     sources = (card.files[0], *card.alternatives)
     here = [file for file in sources if hub.is_here(file, folder)]
     failures = []
     for file in here[:1] or sources:
         try:
-            return file, hub.fetch(file, folder)
+            path = hub.fetch(file, folder)
+            for part in card.files[1 : len(card.parts)] if file is card.files[0] else ():
+                hub.fetch(part, folder)
+            return file, path
         except (OfflineError, ChecksumError):
             raise
         except DownloadError as failure:
             failures.append(failure)
     raise DownloadError("\n".join(str(failure) for failure in failures)) from failures[0]
+
+
+def read_parts(card: Card, path: Path) -> dict[str, Tensor]:
+    """The tensors at `path`. Where the card's weights are several files, `path` is their folder or one of them, and
+    they lie there together, their union, each name after its part's prefix.
+
+    Raises as `weights.read`, and UnreadableWeights where two parts have a tensor of one name.
+    """
+    from zoo import weights
+
+    folder = path if path.is_dir() else path.parent
+    parts = {folder / name: prefix for name, prefix in card.parts.items()}
+    if not all(part.is_file() for part in parts) or not (path.is_dir() or path in parts):
+        parts = {}
+    state: dict[str, Tensor] = {}
+    for part, prefix in (parts or {path: ""}).items():
+        tensors = {prefix + name: tensor for name, tensor in weights.read(part).items()}
+        if twice := sorted(state.keys() & tensors.keys()):
+            raise UnreadableWeights(f"{part} and a file beside it both hold {', '.join(twice[:8])}")
+        state |= tensors
+    return state
 
 
 def _preprocessor_config(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from zoo.data.transforms import CLIP_MEAN, CLIP_STD, clip_train_transform, clip_transform, to_pictures
+from zoo.data.transforms import CLIP_MEAN, CLIP_STD, clip_train_transform, clip_transform, to_pictures, unit_transform
 from zoo.errors import BadImage, SettingsError
 
 LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # a tensor of the 0..255 that went in
@@ -272,6 +272,31 @@ def test_fast_training_sees_what_exact_training_sees():
 def test_transforms_survive_pickling(make):
     transform = pickle.loads(pickle.dumps(make(16)))
     assert transform == make(16) and transform(scene(20, 30)).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 97), (200, 131), (40, 50), (64, 64), (333, 191)])
+def test_the_dvaes_pictures_are_those_of_openais_notebook(size):
+    picture = Image.fromarray(noise(*size))
+    ratio = 64 / min(size)
+    width, height = (round(ratio * edge) for edge in size)
+    left, upper = int(round((width - 64) / 2.0)), int(round((height - 64) / 2.0))
+    resized = picture.resize((width, height), Image.Resampling.LANCZOS)
+    expected = np.asarray(resized.crop((left, upper, left + 64, upper + 64))).astype(np.float32) / np.float32(255)
+    assert np.array_equal(unit_transform(64)(picture).numpy(), expected.transpose(2, 0, 1))
+
+
+def test_the_dvaes_pictures_become_rgb_before_resizing():
+    picture = Image.fromarray(noise(90, 70)).convert("P")
+    assert torch.equal(unit_transform(32)(picture), unit_transform(32)(picture.convert("RGB")))
+
+
+def test_the_dvaes_transform_refuses_what_the_others_refuse():
+    with pytest.raises(BadImage, match="no pixels"):
+        unit_transform(8)(Image.new("RGB", (0, 5)))
+    with pytest.raises(BadImage, match="too slender"):
+        unit_transform(8)(Image.new("RGB", (1, 1000)))
+    with pytest.raises(SettingsError, match="img_size"):
+        unit_transform(0)
 
 
 def test_pictures_come_back_from_their_tensors():

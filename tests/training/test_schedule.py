@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from zoo.errors import SettingsError
-from zoo.training.schedule import Schedule, lr_at, warm_up_steps
+from zoo.training.schedule import Schedule, cosine, lr_at, warm_up_steps
 
 
 def rates(total: int = 10, warm_up: int = 4, **words) -> list[float]:
@@ -60,3 +60,11 @@ def test_what_is_no_schedule_is_refused():
         Schedule([1.0], None, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer))
     with pytest.raises(SettingsError, match="str"):
         Schedule([1.0], None, "cosine")
+
+
+def test_cosine_goes_from_start_to_end_and_stays():
+    for step in range(13):
+        done = min(step, 10) / 10
+        wanted = 5 + (1 - 5) * 0.5 * (1 + math.cos(math.pi * done))
+        assert cosine(step, 1.0, 5.0, 10) == pytest.approx(wanted)
+    assert cosine(0, 1.0, 5.0, 0) == 5.0

@@ -21,7 +21,9 @@ class Card:
     """A published model: where it is, what it is, and the functions that make it usable.
 
     `files`: the weights first, then those of the tokenizer. `alternatives`: the same weights in another file, tried
-    when the first cannot be had. `config_file`: what the publisher says of the weights, where it is worth asking.
+    when the first cannot be had. `parts`: where the weights are several files that are read as one, the name of each
+    and what to put before the names of its tensors, in the order of `files`; a local folder that holds them all is read
+    the same way. `config_file`: what the publisher says of the weights, where it is worth asking.
     `config`: our sizes as a plain dict; None where the weights' own files say them. What no source states is left out
     of it, and the published config decides. `params` counts them; None for a family of no fixed size.
     `convert(state, published config)` gives our state and config; `tokenizer(config, files by name)` may be None.
@@ -33,6 +35,7 @@ class Card:
     family: str
     files: tuple[File, ...] = ()
     alternatives: tuple[File, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
     config_file: File | None = None
     config: Config | None = None
     build: Callable[[Config], nn.Module]

@@ -6,6 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING
 
+from zoo.commands import evaluate_dvae
 from zoo.commands.model_options import Matcher, add_model_options, load_matcher
 from zoo.commands.tables import as_json, table
 
@@ -14,10 +15,16 @@ if TYPE_CHECKING:
 
     from zoo.metrics.retrieval import Ranks
 
-FAMILIES = ("clip",)
 # Words that many captions of the emoji set hold; most of them are never a whole caption.
 KINDS = ("flag", "face", "heart", "button", "hand", "woman", "man", "clock", "cat", "moon", "book", "sun")
 EXAMPLES = """\
+examples:
+  zoo eval clip
+  zoo eval dvae
+
+`zoo eval FAMILY --help` says more about each.
+"""
+CLIP_EXAMPLES = """\
 examples:
   zoo eval clip
   zoo eval clip --model clip-emoji-tiny --data emoji --split test --language zh
@@ -27,10 +34,11 @@ examples:
 
 
 def register(commands: argparse._SubParsersAction, **settings: object) -> None:
-    """Adds the command."""
-    parser = commands.add_parser("eval", help="measure a model on a data set", epilog=EXAMPLES, **settings)
-    parser.add_argument(
-        "family", choices=FAMILIES, help="what is measured: clip, the retrieval of captions and pictures"
+    """Adds the command, with a command of its own for each family."""
+    command = commands.add_parser("eval", help="measure a model on a data set", epilog=EXAMPLES, **settings)
+    families = command.add_subparsers(title="families", metavar="FAMILY", required=True)
+    parser = families.add_parser(
+        "clip", help="the retrieval of captions and pictures", epilog=CLIP_EXAMPLES, **settings
     )
     parser.add_argument(
         "--metric",
@@ -39,13 +47,26 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
         help="retrieval of captions and pictures; or the kind of a picture (flag, face, ...) by the nearest word or "
         "by a linear classifier on the embeddings of the train split (default: %(default)s)",
     )
-    parser.add_argument("--data", default="emoji", help="a named data set (default: %(default)s)")
-    parser.add_argument("--split", default="test", help="which part of it (default: %(default)s)")
     parser.add_argument("--language", choices=("en", "zh"), default="en", help="of the captions (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256, help="samples at a time (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_options(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)
+    evaluate_dvae.register(families, add_options, **settings)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """--data, --split, --batch-size, --json."""
+    parser.add_argument("--data", default="emoji", help="a named data set (default: %(default)s)")
+    parser.add_argument("--split", default="test", help="which part of it (default: %(default)s)")
+    parser.add_argument("--batch-size", type=count, default=256, help="samples at a time (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def count(text: str) -> int:
+    """A number of samples. argparse names the option in its error."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,10 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from zoo.data import open_dataset
-    from zoo.errors import SettingsError
 
-    if args.batch_size < 1:
-        raise SettingsError(f"--batch-size {args.batch_size}: give 1 or more")
     open_dataset(args.data, args.split)  # a wrong name is said before a model is loaded
     matcher = load_matcher(args)
     if args.metric in LABELLED:

@@ -17,9 +17,13 @@ _ROOM_OF = {
     "list_datasets": "datasets",
     "open_dataset": "datasets",
     "Distort": "augment",
+    "Dequantize": "crops",
     "clip_train_transform": "transforms",
+    "dalle_train_transform": "crops",
+    "dvae_train_transform": "crops",
     "clip_transform": "transforms",
     "to_pictures": "transforms",
+    "unit_transform": "transforms",
 }
 __all__ = sorted(_ROOM_OF)
 

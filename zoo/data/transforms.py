@@ -70,6 +70,11 @@ def clip_train_transform(
     )  # fmt: skip
 
 
+def unit_transform(img_size: int) -> UnitTransform:
+    """The preprocessing of OpenAI's dVAE: PIL picture -> float32 (3, img_size, img_size) of 0..1, see UnitTransform."""
+    return UnitTransform(img_size=img_size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipTransform:
     """PIL picture -> float32 (3, img_size, img_size), bit for bit the published preprocessing.
@@ -106,6 +111,31 @@ class ClipTransform:
             box = tuple(edge * scale[i % 2] for i, edge in enumerate(crop))
             return _to_tensor(_resize_fast(picture, (n, n), box, filter), self.mean, self.std)
         return _to_tensor(_decode(picture).resize(size, filter).crop(crop), self.mean, self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitTransform:
+    """PIL picture -> float32 (3, img_size, img_size) of 0..1: the shorter edge scaled to img_size by Lanczos, and the
+    centre cropped, as in openai/DALL-E's notebooks/usage.ipynb.
+
+    Colours become RGB first, as in training (`zoo.data.dvae_train_transform`), and a picture that is smaller is
+    enlarged where the notebook refuses it. Raises BadImage as ClipTransform does.
+    """
+
+    img_size: int
+
+    def __post_init__(self) -> None:
+        _check_settings(self.img_size, "lanczos")
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        _check_pixels(picture)
+        n = self.img_size
+        _shortest_to(n, picture)  # refuses what is too slender
+        ratio = n / min(picture.size)
+        size = tuple(round(ratio * edge) for edge in picture.size)  # where torchvision cuts off, the notebook rounds
+        left, upper = (int(round((edge - n) / 2)) for edge in size)
+        picture = _decode(picture).convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        return _to_tensor(picture.crop((left, upper, left + n, upper + n)), (0.0,) * 3, (1.0,) * 3)
 
 
 @dataclass(frozen=True, kw_only=True)

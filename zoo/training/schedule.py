@@ -26,6 +26,12 @@ def lr_at(step: int, *, peak: float, total: int, warm_up: int, decay: str = "cos
     return peak * (floor + (1 - floor) * left)
 
 
+def cosine(step: int, start: float, end: float, over: int) -> float:
+    """From `start` at step 0 along half a cosine to `end` at step `over`, and `end` from there on."""
+    done = min(1.0, step / over) if over else 1.0
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
+
+
 def warm_up_steps(warm_up: float, total: int) -> int:
     """Below 1 a fraction of the run, from 1 on steps."""
     return round(warm_up * total) if warm_up < 1 else min(round(warm_up), total)

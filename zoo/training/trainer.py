@@ -42,6 +42,7 @@ class Trainer:
         self.settings = from_words(settings)
         self.tokenizer = tokenizer
         check_engine(self.settings.env_type)
+        self.step, self.total = 0, 0  # updates done, and all, for a forward_step that depends on them
 
     def forward_step(self, data: Any, model: nn.Module, mems: Any = None) -> Mapping[str, Any]:
         """One micro-batch on the device -> a dict with "loss", and "logits" if there are metrics. Override this one.
@@ -96,7 +97,7 @@ class Trainer:
             self._recompute(model)
         batches = open_batches(train_dataset, settings, collate_fn)
         engine = engine_type(model, optimizer, settings, self.forward_step)
-        total = self._total_steps(batches)
+        total = self.total = self._total_steps(batches)
         schedule = self._schedule(engine.group_lrs, lr_scheduler, total)
 
         folder = None
@@ -124,6 +125,7 @@ class Trainer:
         engine.model.train()
         with run.open_stop() as stop, run.open_log(), run.saver:
             for epoch, batch in run.micro_batches():
+                self.step = run.step
                 with run.costs.counting(length(batch), possible=not settings.compile):
                     loss = loss_of(engine.forward(batch))
                 engine.backward(run.guard.pass_on(loss))

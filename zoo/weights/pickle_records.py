@@ -29,11 +29,13 @@ class Global:
 
 @dataclass(slots=True, eq=False)
 class Object:
-    """An instance of a class that is never looked up: its attributes and, of a dict or list, its items."""
+    """An instance of a class that is never looked up: its attributes and, of a dict or list, its items. `args`: what it
+    was to be made from."""
 
     name: str
     state: Any = None
     items: dict = field(default_factory=dict)
+    args: tuple = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ ALLOWED: dict[str, Callable[..., Any]] = {
 INERT = frozenset(
     "torch.device torch.serialization._get_layout numpy.dtype numpy.core.multiarray.scalar "
     "numpy.core.multiarray._reconstruct numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct "
+    "numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer "
     "_codecs.encode builtins.bytearray builtins.complex builtins.set __builtin__.set builtins.frozenset "
     "collections.defaultdict collections.Counter pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath "
     "datetime.datetime datetime.timedelta".split()

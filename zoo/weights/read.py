@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoo.errors import UnreadableWeights, UnsafePickle
 from zoo.weights.mapped import MappedFile
+from zoo.weights.msgpack_file import is_msgpack, read_msgpack
 from zoo.weights.safetensors_file import METADATA, is_safetensors, read_header, read_safetensors
 from zoo.weights.torch_files import PICKLE_START, read_legacy, read_zip
 
@@ -28,6 +29,7 @@ KNOWN_NAMES = (
     "pytorch_model.bin.index.json",
     "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.bin.index.json",
+    "flax_model.msgpack",
 )
 OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CONFIGS = ("config.json", "open_clip_config.json")
@@ -53,10 +55,11 @@ _OTHER_KINDS = (  # how a file that holds no weights starts, and what to do abou
 def read(path: str | Path) -> dict[str, Tensor]:
     """Weights -> tensors on the CPU by name, read from disk when they are touched, private to this process.
 
-    `path` is a safetensors file, a file of torch.save or torch.jit.save, the index of a sharded checkpoint, or a folder
-    with one of them: the first of KNOWN_NAMES, else its only *.safetensors, else its only file with one of
-    OTHER_SUFFIXES. Nested dicts are flattened, {"state_dict": {"x": tensor}} -> "state_dict.x"; a TorchScript archive
-    gives parameters and buffers, "visual.conv1.weight"; all that is no tensor is left out.
+    `path` is a safetensors file, a file of torch.save or torch.jit.save, a msgpack file of flax, a pickle of NumPy
+    arrays, the index of a sharded checkpoint, or a folder with one of them: the first of KNOWN_NAMES, else its only
+    *.safetensors, else its only file with one of OTHER_SUFFIXES. Nested dicts are flattened, {"state_dict": {"x":
+    tensor}} -> "state_dict.x", and flax's to "state_dict/x"; a TorchScript archive gives parameters and buffers,
+    "visual.conv1.weight"; all that is no tensor is left out.
     Raises UnreadableWeights, and UnsafePickle for a pickle that asks for more than tensors.
     """
     path = find(path)
@@ -98,6 +101,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             return read_zip(MappedFile(path))
         if start.startswith(PICKLE_START):
             return read_legacy(MappedFile(path))
+        if is_msgpack(start):
+            return read_msgpack(MappedFile(path))
         raise UnreadableWeights(_kind(start))
     except OSError as error:
         raise UnreadableWeights(f"{path} cannot be read: {error}") from error
@@ -117,7 +122,7 @@ def _kind(start: bytes) -> str:
             return kind
     if start[257:262] == b"ustar":
         return "a tar archive; unpack it and name the file inside"
-    return "of no format that zoo reads, which are safetensors and files of torch.save; perhaps it is damaged"
+    return "of no format that zoo reads, which are safetensors, files of torch.save and of flax; perhaps it is damaged"
 
 
 def _read_shards(path: Path) -> dict[str, Tensor]:

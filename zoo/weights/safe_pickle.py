@@ -77,7 +77,7 @@ class _Machine:
         if function.name == "torch._tensor._rebuild_from_type_v2":  # a tensor with Python attributes
             return self.call(args[0], args[2])
         if function.name in INERT:
-            return Object(function.name)
+            return Object(function.name, args=args)
         if function.name not in ALLOWED:
             raise UnsafePickle(f"the pickle asks to call {function.name!r}, which tensors do not need")
         self.work += sum(len(arg) for arg in args if isinstance(arg, (list, tuple)))  # each call may copy these
@@ -201,17 +201,22 @@ def unpickle(stream: BinaryIO, storages: dict[str, StorageRef] | None = None) ->
 
 
 def named_tensors(tree: Any) -> dict[str, TensorRef]:
-    """What `unpickle` gave -> the tensors in it, by dotted name.
+    """What `unpickle` gave -> the tensors in it, by dotted name; see `named`."""
+    return named(tree, lambda value: isinstance(value, TensorRef))
+
+
+def named(tree: Any, is_tensor: Callable[[Any], bool]) -> dict[str, Any]:
+    """What `unpickle` gave -> those values in it that `is_tensor` picks, by dotted name.
 
     Dicts give their keys, lists their numbers, TorchScript objects their attributes, and pickled modules what their
     state dict would. Everything else is dropped. Raises UnreadableWeights where two tensors have one name.
     """
-    found: dict[str, TensorRef] = {}
+    found: dict[str, Any] = {}
     waiting = [("", tree)]
     values = 0
     while waiting:
         name, value = waiting.pop()
-        if isinstance(value, TensorRef):
+        if is_tensor(value):
             if name in found:
                 raise UnreadableWeights(f"two tensors are called {name!r}")
             found[name] = value

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zoo.errors import UnreadableWeights
 from zoo.weights.mapped import MappedFile, tensor_over
+from zoo.weights.numpy_pickle import arrays
 from zoo.weights.pickle_records import StorageRef, TensorRef
 from zoo.weights.safe_pickle import named_tensors, unpickle
 
@@ -87,12 +88,16 @@ class _Archive:
 
 
 def read_legacy(file: MappedFile) -> dict[str, Tensor]:
-    """The tensors of a file of torch.save before 1.6: pickles, then each storage as its length and its elements.
+    """The tensors of a file of torch.save before 1.6: pickles, then each storage as its length and its elements; or
+    the arrays of a bare pickle.
 
     Raises UnsafePickle, and UnreadableWeights where the file is damaged.
     """
     stream = file.bytes
-    if unpickle(stream) != _MAGIC:
+    first = unpickle(stream)
+    if first != _MAGIC:
+        if found := arrays(first):
+            return found
         raise UnreadableWeights("a bare pickle, none of torch.save; open it where you trust it and save safetensors")
     _version, _machine = unpickle(stream), unpickle(stream)
     storages: dict[str, StorageRef] = {}

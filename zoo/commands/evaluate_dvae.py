@@ -1,0 +1,74 @@
+"""`zoo eval dvae`: what is left of pictures after an image tokenizer, and how it uses its codes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from zoo.commands.model_options import add_model_options
+from zoo.commands.tables import as_json
+
+if TYPE_CHECKING:
+    from zoo.metrics.lpips import Lpips
+
+DEFAULT = "dvae-openai"
+EXAMPLES = """\
+examples:
+  zoo eval dvae --model dvae-openai --data emoji --split test
+  zoo eval dvae --lpips vgg16.ckpt
+"""
+
+
+def register(families: argparse._SubParsersAction, shared: Any, **settings: object) -> None:
+    """Adds the family. `shared(parser)` adds the options that all families have."""
+    parser = families.add_parser(
+        "dvae", help="pictures through an image tokenizer, a dVAE or a VQGAN, and back", epilog=EXAMPLES, **settings
+    )
+    parser.add_argument(
+        "--lpips", metavar="FILE", nargs="+", help="measure LPIPS too, with these weights (without: says which)"
+    )
+    shared(parser)
+    add_model_options(parser)
+    parser.set_defaults(run=run, model=DEFAULT, batch_size=64)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints how near pictures come back, and how many codes are used how evenly."""
+    from zoo import AutoLoader
+    from zoo.data import open_dataset
+    from zoo.metrics.lpips import HOW_TO_GET
+    from zoo.metrics.reconstruction import reconstruction
+
+    open_dataset(args.data, args.split)  # a wrong name is said before weights are read
+    loader = AutoLoader("img_tokenizing", args.model, args.model_dir, args.weights, args.device)
+    dataset = open_dataset(args.data, args.split, loader.get_transform(), language=None)
+    distance = load_lpips(args.lpips).to(loader.device) if args.lpips else None
+    model = loader.get_model()
+    found = reconstruction(
+        model.encode, model.decode, model.vocab, dataset,
+        distance=distance, batch_size=args.batch_size, device=loader.device,
+    )  # fmt: skip
+    if args.json:
+        about = {"model": args.model, "data": args.data, "split": args.split}
+        print(as_json(about | found))
+        return 0
+    side, grid = model.image_size, model.grid
+    print(
+        f"{args.model} on {args.data}, {args.split}: {found['pictures']} pictures of {side} x {side} pixels, ", end=""
+    )
+    print(f"{grid} x {grid} codes each")
+    print(f"  PSNR        {found['psnr']:.2f} dB")
+    print(f"  LPIPS       {found['lpips']:.4f}" if distance else "  LPIPS       not measured: give --lpips FILE")
+    print(f"  codes used  {round(found['code_usage'] * model.vocab)} of {model.vocab}")
+    print(f"  perplexity  {found['code_perplexity']:.1f} codes")
+    if not distance:
+        print(f"\n{HOW_TO_GET}.")
+    return 0
+
+
+def load_lpips(paths: list[str]) -> Lpips:
+    """The distance whose weights are in these files. Raises UnreadableWeights, and WeightsMismatch with a remedy."""
+    from zoo import weights
+    from zoo.metrics.lpips import Lpips
+
+    return Lpips.from_state({name: tensor for path in paths for name, tensor in weights.read(path).items()})
