@@ -33,7 +33,7 @@ from zoo.training.schedule import cosine
 
 CHANGES_THE_DATA_OR_THE_MODEL = (
     *("pictures", "size", "vocab", "hidden", "stem", "blocks"),
-    *("straight_through", "kl_weight", "kl_steps", "temperature_steps", "noise"),
+    *("straight_through", "kl_weight", "kl_steps", "temperature_steps", "evenness", "noise"),
 )
 
 HELD_OUT = 400  # pictures that each evaluation looks at; `zoo eval dvae` takes all
@@ -55,6 +55,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--temperature-steps", type=float, default=0.5, help="until it is 1/16; below 1 a part of all (%(default)s)"
     )
+    parser.add_argument("--evenness", type=float, default=0.0, help="weight of using all codes alike (%(default)s)")
     parser.add_argument("--noise", type=float, default=16, help="on emoji in training, in levels of 255 (%(default)s)")
     add_options(
         parser,
@@ -77,15 +78,19 @@ def steps_of(given: float, total: int) -> int:
 class DvaeTrainer(Trainer):
     """The two annealed numbers of the loss follow from the step, so a resumed run has the same."""
 
-    def __init__(self, *, kl_weight: float, kl_steps: float, temperature_steps: float, **settings: Any):
+    def __init__(
+        self, *, kl_weight: float, kl_steps: float, temperature_steps: float, evenness: float, **settings: Any
+    ):
         super().__init__(**settings)
         self.kl_weight, self.kl_steps, self.temperature_steps = kl_weight, kl_steps, temperature_steps
+        self.evenness = evenness
 
     def forward_step(self, data: Any, model: nn.Module, mems: Any = None) -> Mapping[str, Any]:
         return model(
             image=data["image"],
             temperature=cosine(self.step, 1.0, 1 / 16, steps_of(self.temperature_steps, self.total)),
             kl_weight=cosine(self.step, 0.0, self.kl_weight, steps_of(self.kl_steps, self.total)),
+            evenness=self.evenness,
         )
 
 
@@ -128,6 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         kl_weight=args.kl_weight,
         kl_steps=args.kl_steps,
         temperature_steps=args.temperature_steps,
+        evenness=args.evenness,
         experiment_name="dvae",
         lr_floor=args.lr_floor,
         about={name: str(getattr(args, name)) for name in CHANGES_THE_DATA_OR_THE_MODEL},

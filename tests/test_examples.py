@@ -148,7 +148,7 @@ def test_the_dvaes_annealing_follows_the_step_along_the_papers_cosines():
         from train_dvae import DvaeTrainer
     finally:
         sys.path.pop(0)
-    trainer = DvaeTrainer(kl_weight=6.6, kl_steps=5_000, temperature_steps=0.05, steps=1)
+    trainer = DvaeTrainer(kl_weight=6.6, kl_steps=5_000, temperature_steps=0.05, evenness=0, steps=1)
     trainer.total = 3_000_000  # so that the temperature falls over 150,000 steps
     told: dict[int, dict] = {}
     for step in (0, 2_500, 5_000, 75_000, 150_000, 2_000_000):

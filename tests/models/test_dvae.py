@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from zoo.errors import SettingsError
-from zoo.models.dvae import Dvae, DvaeConfig, kl_to_uniform, logit_laplace, map_pixels, unmap_pixels
+from zoo.models.dvae import Dvae, DvaeConfig, kl_to_uniform, logit_laplace, map_pixels, unevenness, unmap_pixels
 
 TINY = DvaeConfig(size=32, vocab=24, hidden=8, stem=6, blocks=2)
 
@@ -152,3 +152,14 @@ def test_a_twin_without_decoder_encodes_and_says_why_it_cannot_decode():
     assert codes.shape == (1, 4, 4)
     with pytest.raises(SettingsError, match="no decoder"):
         model.decode(codes)
+
+
+def test_unevenness_is_zero_for_codes_used_alike_and_log_v_for_one_alone(model):
+    sure = torch.eye(8)[torch.arange(16) % 8].T.reshape(1, 8, 4, 4) * 100
+    assert unevenness(sure).item() == pytest.approx(0, abs=1e-5)
+    assert unevenness(sure[:, :, :1, :1].expand(1, 8, 4, 4)).item() == pytest.approx(math.log(8), abs=1e-5)
+    image, losses = torch.rand(1, 3, 32, 32), []
+    for weight in (0.0, 0.5):
+        torch.manual_seed(0)
+        losses.append(model(image, evenness=weight)["loss"])
+    torch.testing.assert_close(losses[1] - losses[0], 0.5 * unevenness(model.logits(image)))

@@ -1,6 +1,8 @@
-"""The two activations of the CLIP family, by name."""
+"""The activations of the published transformers, by name."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,4 +33,4 @@ def quick_gelu(x: Tensor) -> Tensor:
     return (x * _SLOPE).sigmoid_().mul_(x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}

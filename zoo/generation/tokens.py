@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from zoo.errors import SettingsError
 
@@ -81,12 +82,13 @@ def sample_tokens(
     sampling: Sampling,
     given: Tensor | None = None,
     on_token: Callable[[int, Tensor], None] | None = None,
+    progress: bool = False,
 ) -> Tensor:
     """Draws as many tokens as `uniforms` (B, length) has columns -> (B, length).
 
     `predict(tokens, position)` -> logits (B, V) of the token at `position`; tokens (B,) is the one before it, None at
     position 0, and each position is asked for once, in order. `given` (B, G): the first tokens are these. `on_token(
-    position, tokens so far (B, position + 1))` is told after each.
+    position, tokens so far (B, position + 1))` is told after each. `progress`: a bar, if it takes over two seconds.
     """
     batch, length = uniforms.shape
     tokens = torch.empty(batch, length, dtype=torch.int64, device=uniforms.device)
@@ -94,7 +96,7 @@ def sample_tokens(
     if first > length:
         raise SettingsError(f"{first} tokens are given, and there are {length} in all")
     last = None
-    for position in range(length):
+    for position in tqdm(range(length), "tokens", disable=not progress, delay=2, leave=False):
         logits = predict(last, position)
         if position < first:
             last = given[:, position].to(tokens)

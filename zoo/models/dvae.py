@@ -159,6 +159,13 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     return (log_q.exp() * (log_q + math.log(logits.shape[1]))).sum((1, 2, 3))
 
 
+def unevenness(logits: Tensor) -> Tensor:
+    """(B, V, h, w) -> how far the codes' average distribution over all positions is from the uniform one: a KL
+    divergence in nats, 0 if all are used alike and log V if one is used alone."""
+    mean = logits.float().softmax(1).mean((0, 2, 3))
+    return (mean * (mean * len(mean)).clamp_min(1e-30).log()).sum()
+
+
 class Dvae(nn.Module):
     """Picture <-> grid of codes.
 
@@ -213,9 +220,14 @@ class Dvae(nn.Module):
         """Pictures (B, 3, H, W) of 0..1 -> what is left of them after encoding and decoding."""
         return self.decode(self.encode(image))
 
-    def forward(self, image: Tensor, temperature: float = 1 / 16, kl_weight: float = 6.6) -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, temperature: float = 1 / 16, kl_weight: float = 6.6, evenness: float = 0.0
+    ) -> dict[str, Tensor]:
         """Pictures (B, 3, H, W) of 0..1 -> "loss": -ELB in nats per value of a picture, and its two parts,
         "reconstruction" and "kl" (before its weight).
+
+        `evenness`: the weight of `unevenness` in the loss. The paper has none; where a short training would use few
+        codes it makes them many, as wav2vec 2.0 does for the same relaxation (Baevski et al. 2020).
 
         Both are of the whole picture and divided by its values, 3 H W, so that the weight is, at eight pixels a code,
         kl_weight / 192 of the divergence per position (paper, appendix A.3).
@@ -227,7 +239,10 @@ class Dvae(nn.Module):
         values = image[0].numel()
         reconstruction = logit_laplace(map_pixels(image.float()), mean, log_scale).sum((1, 2, 3)).mean() / values
         kl = kl_to_uniform(logits).mean() / values
-        return {"loss": reconstruction + kl_weight * kl, "reconstruction": reconstruction, "kl": kl}
+        loss = reconstruction + kl_weight * kl
+        if evenness:
+            loss = loss + evenness * unevenness(logits)
+        return {"loss": loss, "reconstruction": reconstruction, "kl": kl}
 
     def _decoder(self) -> Tower:
         if self.decoder is None:

@@ -137,6 +137,7 @@ class Trainer:
                     continue
 
                 run.step += 1
+                self.step = run.step
                 run.clock.updates += 1
                 run.meter.close(engine.grad_norm)
                 run.schedule.advance()

@@ -1,0 +1,119 @@
+"""The cards of VQGANs as image tokenizers.
+
+Sources: CompVis/taming-transformers, README.md (addresses, licence) and its configs; ai-forever/ru-dalle, rudalle/vae;
+the model card of DALL-E mini's port. No source states a hash, so that nothing is pinned; sizes in bytes are about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from zoo.catalog.card import Card, Config
+from zoo.errors import WeightsMismatch
+from zoo.hub import File
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.data.transforms import UnitTransform
+    from zoo.models.vqgan import Vqgan
+
+
+# --- what the rows refer to ---
+def build(config: Config) -> Vqgan:
+    """A VQGAN of these sizes. Raises WeightsMismatch for a config with fields that zoo does not know."""
+    from zoo.models.vqgan import Vqgan, VqganConfig
+
+    try:
+        sizes = VqganConfig.from_dict(config)
+    except TypeError as error:
+        raise WeightsMismatch(f"the config is not one of a VQGAN of this version of zoo: {error}") from error
+    return Vqgan(sizes)
+
+
+def convert(state: Mapping[str, Tensor], config: Config) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Any published layout -> ours, see zoo/converters/vqgan.py."""
+    from zoo.converters.vqgan import to_ours
+
+    return to_ours(state, config)
+
+
+def transform(config: Config) -> UnitTransform:
+    """PIL picture -> tensor (3, size, size) of 0..1, as taming's notebook of reconstructions does it."""
+    from zoo.data.transforms import unit_transform
+
+    return unit_transform(config["size"])
+
+
+# --- rows ---
+SIZES = {"size": 256, "blocks": 2, "latent": 256, "code_width": 256, "black": -1.0, "encoder": True, "haar": False}
+F16 = SIZES | {"widths": (128, 128, 256, 256, 512), "attention": (4,), "quantizer": "vq"}
+F8 = SIZES | {"widths": (128, 128, 256, 512), "attention": (3,), "quantizer": "gumbel", "vocab": 8192}
+TAMING, RUDALLE = "https://github.com/CompVis/taming-transformers", "https://github.com/ai-forever/ru-dalle"
+HEIBOX = "https://heibox.uni-heidelberg.de/f/{}/?dl=1"
+SBER = "vqgan.gumbelf8-sber.model.ckpt"
+SBER_LICENCE = "Apache-2.0 (that of the code; none is stated for the weights)"
+card = partial(
+    Card, task="img_tokenizing", family="vqgan", build=build, convert=convert, transform=transform, languages=()
+)
+
+CARDS = (
+    card(
+        name="vqgan",
+        licence="that of the weights",
+        source="a VQGAN of any size and published layout, or of zoo, given as weights=",
+    ),
+    card(
+        name="vqgan-imagenet-f16-1024",
+        files=(File(name="last.ckpt", url=HEIBOX.format("140747ba53464f49b476")),),
+        config=F16 | {"vocab": 1024},
+        params=72_141_699,
+        licence="MIT",
+        source=TAMING,
+    ),
+    card(
+        name="vqgan-imagenet-f16-16384",
+        files=(File(name="last.ckpt", url=HEIBOX.format("867b05fc8c4841768640")),),
+        config=F16 | {"vocab": 16384},
+        params=76_073_859,
+        licence="MIT",
+        source=TAMING,
+    ),
+    card(
+        name="vqgan-openimages-gumbel-f8",
+        files=(File(name="last.ckpt", url=HEIBOX.format("34a747d5765840b5a99d")),),
+        config=F8,
+        params=68_995_971,
+        licence="MIT",
+        source=TAMING,
+    ),
+    card(
+        name="vqgan-sber-gumbel-f8",
+        files=(File(name=SBER, repo="ai-forever/rudalle-utils", size=346_000_000),),
+        alternatives=(File(name=SBER, repo="ai-forever/Sber-VQGAN", size=346_000_000),),
+        config=F8,
+        params=68_995_971,
+        licence=SBER_LICENCE,
+        source=RUDALLE,
+    ),
+    card(
+        name="vqgan-sber-gumbel-f8-dwt",  # takes pictures of 256 pixels, gives pictures of 512
+        files=(File(name="vqgan.gumbelf8-sber-dwt.model.ckpt", repo="ai-forever/rudalle-utils", size=276_000_000),),
+        config=F8 | {"haar": True},
+        params=69_006_348,
+        licence=SBER_LICENCE,
+        source=RUDALLE,
+    ),
+    # patil-suraj/vqgan-jax ran all attentions of a level after each of its blocks until July 2022 (8acc6b7, caafeee),
+    # perhaps when DALL-E mini's codes were made. Here each follows its own block, as mended there and in min-dalle.
+    card(
+        name="vqgan-dalle-mini",
+        files=(File(name="flax_model.msgpack", repo="dalle-mini/vqgan_imagenet_f16_16384", size=304_000_000),),
+        config=F16 | {"vocab": 16384, "black": 0.0},
+        params=76_073_859,
+        licence="Apache-2.0 (a port of taming's of ImageNet, MIT)",
+        source="https://huggingface.co/dalle-mini/vqgan_imagenet_f16_16384",
+    ),
+)

@@ -1,0 +1,211 @@
+"""DALL-E: an image tokenizer and a transformer over a caption and the picture's codes (Ramesh et al. 2021).
+
+B samples, T text tokens, h w the grid of codes, N = h * w, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import SettingsError
+from zoo.generation.text_to_image import Score, generate
+from zoo.generation.tokens import Sampling, sample_tokens, uniforms
+from zoo.models.dalle_decoding import Decoding
+from zoo.models.dalle_transformer import DalleTransformer, TransformerConfig
+from zoo.models.dvae import Dvae, DvaeConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger("zoo.models")
+PLAIN = Sampling()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DalleConfig:
+    """A whole DALL-E. `caption_dropout`: the part of captions that training leaves out, without which guidance has
+    nothing to go away from."""
+
+    image: DvaeConfig = field(default_factory=DvaeConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    caption_dropout: float = 0.1
+
+    @classmethod
+    def from_dict(cls, sizes: Mapping) -> DalleConfig:
+        """The config that `dataclasses.asdict`, and so a config.json, says. Unknown names raise TypeError."""
+        parts = {"image": DvaeConfig, "transformer": TransformerConfig}
+        return cls(**{name: parts[name].from_dict(v) if name in parts else v for name, v in sizes.items()})
+
+
+class Dalle(nn.Module):
+    """Draws pictures of captions. `dvae` is trained before and stays as it is; `tokenizer` is needed to generate only.
+
+    Raises SettingsError when the two parts do not fit each other.
+    """
+
+    def __init__(
+        self,
+        config: DalleConfig,
+        dvae: nn.Module | None = None,
+        transformer: DalleTransformer | None = None,
+        tokenizer: Any = None,
+    ):
+        super().__init__()
+        self.config = config
+        self.dvae = dvae or Dvae(config.image)
+        self.transformer = transformer or DalleTransformer(config.transformer)
+        self.tokenizer = tokenizer
+        self.dvae.requires_grad_(False)
+        sizes = self.transformer.config
+        for what, codes, tokens in (
+            ("codes", self.dvae.vocab, sizes.vocab),
+            ("codes per side", self.dvae.grid, sizes.grid),
+        ):
+            if codes != tokens:
+                raise SettingsError(
+                    f"the image tokenizer has {codes} {what} and the transformer {tokens}: it was trained with another"
+                )
+
+    @property
+    def image_size(self) -> int:
+        """The side of the pictures in pixels."""
+        return self.dvae.image_size
+
+    def train(self, mode: bool = True) -> Dalle:
+        """The image tokenizer stays in evaluation mode."""
+        super().train(mode)
+        self.dvae.eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Blocks' activations are computed again in the backward pass."""
+        self.transformer.set_grad_checkpointing(enable)
+
+    def forward(self, text: Tensor, image: Tensor | None = None, codes: Tensor | None = None) -> dict[str, Tensor]:
+        """Text tokens (B, T) with pictures (B, 3, H, W) of 0..1, or their codes (B, h, w) -> the transformer's loss.
+
+        In training, captions are left out at random, as `caption_dropout` says.
+        """
+        if codes is None:
+            with torch.no_grad():
+                codes = self.dvae.encode(image)
+        if self.training and self.config.caption_dropout:
+            dropped = torch.rand(len(text), 1, device=text.device) < self.config.caption_dropout
+            text = text.masked_fill(dropped, self.transformer.config.pad)
+        return self.transformer(text, codes.flatten(1))
+
+    # --- drawing -----------------------------------------------------------------------------------------------------
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        n: int = 1,
+        seed: int = 0,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        rerank: Score | None = None,
+        candidates: int | None = None,
+        first_rows: tuple[Tensor, int] | None = None,
+        preview: Callable[[int, Tensor], None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> list[list[Image.Image]]:
+        """For each prompt a list of `n` pictures; "" is a picture of anything.
+
+        `temperature`, `top_k`, `top_p`, `guidance`: see `zoo.generation.tokens.Sampling`. `seed`, `candidates`,
+        `rerank`, `batch_size`: see `zoo.generation.text_to_image.generate`. `first_rows`: a picture (3, H, W) of 0..1
+        and how many of its rows of codes every picture begins with. `preview(row, pictures so far (B, 3, H, W))` is
+        told after each row of codes; what is not yet drawn is grey.
+        Raises SettingsError, and CaptionTooLong for a prompt of more than T tokens.
+        """
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+        if guidance != 1 and not self.config.caption_dropout:
+            logger.warning(
+                "guidance=%g, but this model was trained without caption dropout: it does not know what a picture of "
+                "no caption is, and guidance=1 may be better",
+                guidance,
+            )
+        given = None if first_rows is None else self._codes_of(*first_rows)
+
+        def draw(texts: list[str], seeds: list[int]) -> Tensor:
+            return self.dvae.decode(self.draw(self._tokens(texts), seeds, sampling, given, preview, progress))
+
+        words = {"candidates": candidates, "rerank": rerank, "batch_size": batch_size, "progress": progress}
+        with torch.inference_mode():
+            return generate(draw, prompts, n, seed, **words)
+
+    def draw(
+        self,
+        text: Tensor,
+        seeds: Sequence[int],
+        sampling: Sampling = PLAIN,
+        given: Tensor | None = None,
+        preview: Callable[[int, Tensor], None] | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Text tokens (B, T) and a seed each -> codes (B, h, w). `given` (g,): codes that each begins with.
+
+        Neighbouring rows of the same text are candidates of one prompt, which is read once for all of them.
+        """
+        grid, length = self.transformer.config.grid, self.transformer.config.grid**2
+        text, candidates = prompts_of(text)
+        without = None
+        if sampling.guidance != 1:
+            without = torch.full_like(text[:1], self.transformer.config.pad)
+        predict = Decoding(self.transformer, text, candidates, without, sampling.guidance)
+        if given is not None:
+            given = given.to(text.device).expand(len(seeds), -1)
+
+        def on_token(position: int, tokens: Tensor) -> None:
+            if preview is not None and (position + 1) % grid == 0:
+                preview((position + 1) // grid, self._so_far(tokens))
+
+        numbers = uniforms(seeds, length).to(text.device)
+        return sample_tokens(predict, numbers, sampling, given, on_token, progress).unflatten(1, (grid, grid))
+
+    def _so_far(self, tokens: Tensor) -> Tensor:
+        """The first codes (B, rows * w) -> pictures, grey below."""
+        grid = self.transformer.config.grid
+        filled = torch.zeros(len(tokens), grid * grid, dtype=tokens.dtype, device=tokens.device)
+        filled[:, : tokens.shape[1]] = tokens
+        pictures = self.dvae.decode(filled.unflatten(1, (grid, grid)))
+        drawn = tokens.shape[1] // grid * pictures.shape[2] // grid
+        pictures[:, :, drawn:] = 0.5
+        return pictures
+
+    def _tokens(self, texts: list[str]) -> Tensor:
+        if self.tokenizer is None:
+            raise SettingsError(
+                "generate needs the model's tokenizer: Dalle(..., tokenizer=), or load it by AutoLoader"
+            )
+        length = self.transformer.config.text_length
+        tokens = self.tokenizer.tokenize_as_tensor(texts, context_length=length, truncate="error")
+        return tokens.to(self.transformer.text.weight.device)
+
+    def _codes_of(self, picture: Tensor, rows: int) -> Tensor:
+        """The codes of the first rows, (rows * w,). Raises SettingsError for a picture of another size."""
+        size, grid = self.image_size, self.transformer.config.grid
+        if tuple(picture.shape) != (3, size, size):
+            raise SettingsError(f"first_rows: a picture (3, {size}, {size}) is needed, this is {tuple(picture.shape)}")
+        if not 0 <= rows < grid:
+            raise SettingsError(f"first_rows: of {grid} rows of codes {rows} cannot be given: give 0 to {grid - 1}")
+        with torch.inference_mode():
+            return self.dvae.encode(picture[None].to(self.transformer.text.weight.device))[0, :rows].flatten()
+
+
+def prompts_of(text: Tensor) -> tuple[Tensor, int]:
+    """Rows of text tokens (B, T) -> one for each run of equal rows, (P, T), and how long the runs are; where they are
+    not all equally long, all rows and 1."""
+    changes = (text[1:] != text[:-1]).any(1).nonzero()[:, 0] + 1
+    starts = [0, *changes.tolist(), len(text)]
+    lengths = {end - start for start, end in pairwise(starts)}
+    return (text[starts[:-1]], lengths.pop()) if len(lengths) == 1 else (text, 1)

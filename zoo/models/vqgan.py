@@ -1,0 +1,115 @@
+"""VQGAN: pictures <-> codes through a convolutional autoencoder (Esser et al. 2021, CompVis/taming-transformers).
+
+B batch, C latent channels, D width of a code, H W pixels, h w codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.blocks.autoencoder import Decoder, Encoder
+from zoo.blocks.quantize import GumbelQuantizer, VectorQuantizer
+from zoo.errors import SettingsError
+
+QUANTIZERS = {"vq": VectorQuantizer, "gumbel": GumbelQuantizer}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqganConfig:
+    """Sizes. `size`: the side in pixels of the pictures it takes. `widths`: the channels of each level, the first at
+    full resolution and each further one at half the one before. `blocks` of each level; `attention`: the levels that
+    have it. `latent`: channels between the halves. `vocab` codes of `code_width` each, by a `quantizer` "vq" (the
+    nearest) or "gumbel" (the likeliest). `black`: the value of black in the network, where white is 1. `encoder`: false
+    for weights published without one. `haar`: the decoder gives a wavelet's bands, so pictures of twice the side."""
+
+    size: int = 256
+    widths: tuple[int, ...] = (128, 128, 256, 256, 512)
+    blocks: int = 2
+    attention: tuple[int, ...] = (4,)
+    latent: int = 256
+    vocab: int = 16384
+    code_width: int = 256
+    quantizer: str = "vq"
+    black: float = -1.0
+    encoder: bool = True
+    haar: bool = False
+
+    @classmethod
+    def from_dict(cls, sizes: Mapping) -> VqganConfig:
+        """The config that `dataclasses.asdict`, and so a config.json, says. Unknown names raise TypeError."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()})
+
+
+class Vqgan(nn.Module):
+    """Picture <-> grid of codes."""
+
+    def __init__(self, config: VqganConfig):
+        super().__init__()
+        if config.quantizer not in QUANTIZERS:
+            raise SettingsError(f"quantizer={config.quantizer!r} is not one of {', '.join(QUANTIZERS)}")
+        self.config = config
+        sizes = dict(widths=config.widths, blocks=config.blocks, attention=config.attention)
+        self.encoder = Encoder(**sizes, out=config.latent) if config.encoder else None
+        self.quant_conv = nn.Conv2d(config.latent, config.code_width, 1) if config.encoder else None
+        self.quantize = QUANTIZERS[config.quantizer](config.vocab, config.code_width)
+        self.post_quant_conv = nn.Conv2d(config.code_width, config.latent, 1)
+        self.decoder = Decoder(**sizes, channels=config.latent, out=12 if config.haar else 3)
+
+    @property
+    def image_size(self) -> int:
+        """The side in pixels of the pictures it takes; with `haar` it gives them back twice as large."""
+        return self.config.size
+
+    @property
+    def grid(self) -> int:
+        """The side of the grid of codes."""
+        return self.config.size >> (len(self.config.widths) - 1)
+
+    @property
+    def vocab(self) -> int:
+        """How many codes there are."""
+        return self.config.vocab
+
+    def latents(self, image: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) of 0..1 -> latents (B, D, h, w) before they are quantised.
+
+        Raises SettingsError if there is no encoder.
+        """
+        if self.encoder is None:
+            raise SettingsError("this VQGAN was published without its encoder: it can only decode")
+        black = self.config.black
+        image = image.to(self.encoder.conv_in.weight.dtype) * (1 - black) + black
+        return self.quant_conv(self.encoder(image))
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) of 0..1 -> codes (B, h, w). Raises SettingsError if there is no encoder."""
+        return self.quantize.encode(self.latents(image))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, h, w) -> pictures (B, 3, H, W) of 0..1; with `haar` (B, 3, 2 H, 2 W)."""
+        image = self.decoder(self.post_quant_conv(self.quantize.decode(codes)))
+        image = inverse_haar(image) if self.config.haar else image
+        black = self.config.black
+        return (image.clamp(black, 1) - black) / (1 - black)
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) of 0..1 -> what is left of them after encoding and decoding."""
+        return self.decode(self.encode(image))
+
+
+def inverse_haar(bands: Tensor) -> Tensor:
+    """The bands of a one-level Haar transform (B, 12, H, W) -> pictures (B, 3, 2 H, 2 W).
+
+    First the averages of red, green and blue, then of each its differences from row to row, from column to column, and
+    of both (ai-forever/ru-dalle, rudalle/vae/decoder_dwt.py).
+    """
+    averages, differences = bands.split([3, 9], 1)
+    mixed = torch.cat([averages.unsqueeze(2), differences.unflatten(1, (3, 3))], 2)  # (B, 3, 4, H, W)
+    # Each row is a pixel of the square of four that the bands describe, in reading order.
+    signs = mixed.new_tensor([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]])
+    return F.pixel_shuffle(torch.einsum("pf,bcfhw->bcphw", signs / 2, mixed).flatten(1, 2), 2)
