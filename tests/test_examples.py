@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import torch
 from PIL import Image
 
 from zoo import AutoLoader, weights
+from zoo.cli import main
+from zoo.models.dvae import Dvae, DvaeConfig
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -158,3 +161,61 @@ def test_the_dvaes_annealing_follows_the_step_along_the_papers_cosines():
     assert weight == pytest.approx([0, 3.3, 6.6, 6.6, 6.6, 6.6])
     assert temperature[0] == pytest.approx(1) and temperature[4:] == pytest.approx([1 / 16, 1 / 16])
     assert temperature[3] == pytest.approx((1 + 1 / 16) / 2)
+
+
+# --- DALL-E ---
+@pytest.fixture(scope="module")
+def dvae(tmp_path_factory) -> Path:
+    """The folder of a small dVAE of random weights: 4 x 4 codes of 16 kinds."""
+    folder, config = tmp_path_factory.mktemp("dvae"), DvaeConfig(size=32, vocab=16, hidden=8, stem=8, blocks=1)
+    torch.manual_seed(0)
+    weights.write(Dvae(config).state_dict(), folder / "model.safetensors", metadata={"config": asdict(config)})
+    return folder
+
+
+def dalle_settings(pairs: Path, dvae: Path, folder: str) -> list[str]:
+    sizes = ["--dvae", str(dvae), "--width", "16", "--depth", "3", "--heads", "2", "--text-length", "8"]
+    return [*settings(pairs, folder), *sizes]
+
+
+def test_dalle_training_killed_and_started_again_ends_in_the_same_weights(pairs, dvae, tmp_path):
+    run("train_dalle.py", *dalle_settings(pairs, dvae, "whole"), cwd=tmp_path)
+    killed = dalle_settings(pairs, dvae, "killed")
+    process = start("train_dalle.py", *killed, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while len(lines(tmp_path / "killed")) < 5 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    run("train_dalle.py", *killed, cwd=tmp_path)
+    a, b = (weights.read(tmp_path / name) for name in ("whole", "killed"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("whole", "killed")]
+    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]
+
+
+def test_what_dalle_training_leaves_draws_and_is_trained_on(pairs, dvae, tmp_path):
+    settings = dalle_settings(pairs, dvae, "run")
+    run("train_dalle.py", *settings, "--codes", "once", "--eval-interval", "7", cwd=tmp_path)
+    assert [path.name for path in sorted((tmp_path / "run/samples").iterdir())] == ["000007.png", "000014.png"]
+    loader = AutoLoader("text2img", "dalle", weights=tmp_path / "run")
+    model = loader.get_model()
+    ((picture,),) = model.generate("colour number 1")
+    assert picture.size == (32, 32)
+    assert model.config.caption_dropout == 0.1
+    before = weights.read(dvae)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.dvae.state_dict().items())
+
+
+def test_dalle_is_trained_on_codes_from_a_file_and_not_on_those_of_another_dvae(pairs, dvae, tmp_path):
+    more = ["--pairs", str(pairs / "pairs.tsv"), "--pictures", str(pairs), "--out", str(tmp_path / "codes.safetensors")]
+    assert main(["data", "encode", "--model", "dvae", "--weights", str(dvae), *more]) == 0
+    codes = ["--codes", str(tmp_path / "codes.safetensors")]
+    run("train_dalle.py", *dalle_settings(pairs, dvae, "run"), *codes, cwd=tmp_path)
+    assert lines(tmp_path / "run")[-1]["step"] == 14
+
+    config = DvaeConfig(size=32, vocab=16, hidden=8, stem=8, blocks=1)
+    other = tmp_path / "other"
+    weights.write(Dvae(config).state_dict(), other / "model.safetensors", metadata={"config": asdict(config)})
+    process = start("train_dalle.py", *dalle_settings(pairs, other, "run2"), *codes, cwd=tmp_path)
+    assert "made with another image tokenizer" in process.communicate(timeout=120)[1]

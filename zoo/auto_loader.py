@@ -102,7 +102,10 @@ class AutoLoader:
             state, config = self._state_and_config()
             with weights.blank():
                 model = self.card.build(config)
-            self._model = weights.load(model, state, device=self.device, dtype=self.dtype).eval()
+            model = weights.load(model, state, device=self.device, dtype=self.dtype).eval()
+            if self.card.task == "text2img":
+                model.tokenizer = self.get_tokenizer()  # `generate` takes text
+            self._model = model
             self._converted = {}, config  # the model holds the tensors now
         return self._model
 

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from zoo import __version__
-from zoo.commands import catalog, demo, evaluate, launch, match, plan, train, watch
+from zoo.commands import catalog, data, demo, evaluate, generate, launch, match, plan, train, watch
 from zoo.errors import SettingsError, ZooError
 
-COMMANDS = (catalog, match, plan, train, launch, watch, evaluate, demo)
+COMMANDS = (catalog, match, generate, data, plan, train, launch, watch, evaluate, demo)
 FAILED, STOPPED, PIPE_CLOSED = 2, 130, 141  # the latter two as a shell reports SIGINT and SIGPIPE
 EPILOG = """\
 start here, without network:
   zoo demo                                                  a tour of what zoo does
   zoo list                                                  the models there are
   zoo match cat.png --text "a cat" --text "a dog"           which caption fits a picture
+  zoo generate "a red apple" --n 4                          draw pictures of a text
   zoo train clip --steps 200 --run-folder runs/first        train on the packaged data
   zoo watch runs/first                                      how it gets on, and its curves
 

@@ -1,14 +1,15 @@
-"""The script that trains a vocabulary writes what ClipTokenizer reads, the same bytes each time."""
+"""The script that trains a vocabulary writes what ClipTokenizer or BpeTokenizer reads, the same bytes each time."""
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
-from zoo.tokenizers import ClipTokenizer
+from zoo.tokenizers import BpeTokenizer, ClipTokenizer
 from zoo.tokenizers.clip_bpe import PUBLISHED
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_tokenizer.py"
@@ -52,10 +53,24 @@ def test_the_vocabulary_has_the_size_asked_for_and_merges_frequent_words(script,
         assert tokenizer.decode(tokenizer.encode(text), skip_special=True) == text
 
 
-def test_the_same_captions_give_the_same_bytes(script, captions, tmp_path, monkeypatch):
+def test_dalles_vocabulary_has_the_size_asked_for_and_its_lengths_are_said(
+    script, captions, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(script, monkeypatch, captions, "--kind", "dalle", "--vocab-size", 300) == 0
+    tokenizer = BpeTokenizer("bpe.json.gz")
+    assert tokenizer.vocab_size == 300
+    assert len(tokenizer.encode("Face")) == 1
+    longest = max(len(tokenizer.encode(text)) for text in CAPTIONS)
+    assert f"300 ids. Of {len(CAPTIONS)} captions" in (said := capsys.readouterr().out)
+    assert said.endswith(f"the longest {longest}\n")
+
+
+@pytest.mark.parametrize("kind", ["clip", "dalle"])
+def test_the_same_captions_give_the_same_bytes(script, captions, tmp_path, monkeypatch, kind):
     files = [tmp_path / "one.txt.gz", tmp_path / "two.txt.gz"]
     for file in files:
-        run(script, monkeypatch, captions, "--vocab-size", 600, "--out", file)
+        run(script, monkeypatch, captions, "--kind", kind, "--vocab-size", 600, "--out", file)
     assert files[0].read_bytes() == files[1].read_bytes()
     assert files[0].read_bytes()[4:8] == bytes(4), "the gzip header names no time"
 
@@ -67,7 +82,16 @@ def test_the_packaged_emoji_vocabulary_is_what_the_script_makes(script, tmp_path
     assert ClipTokenizer(out).encoder == ClipTokenizer(packaged).encoder
 
 
-def test_a_size_without_room_for_a_merge_is_refused(script, captions, monkeypatch, capsys):
+def test_the_packaged_vocabulary_of_dalle_is_what_the_script_makes_of_the_captions(script, tmp_path, monkeypatch):
+    out = tmp_path / "bpe.json.gz"
+    run(script, monkeypatch, "--kind", "dalle", "--vocab-size", 2048, "--out", out)
+    packaged = PUBLISHED.parent / "emoji_dalle_bpe.json.gz"
+    # Texts, since another zlib may compress to other bytes.
+    assert gzip.decompress(out.read_bytes()) == gzip.decompress(packaged.read_bytes())
+
+
+@pytest.mark.parametrize("kind, size", [("clip", 514), ("dalle", 257)])
+def test_a_size_without_room_for_a_merge_is_refused(script, captions, monkeypatch, capsys, kind, size):
     with pytest.raises(SystemExit):
-        run(script, monkeypatch, captions, "--vocab-size", 514)
-    assert "514" in capsys.readouterr().err
+        run(script, monkeypatch, captions, "--kind", kind, "--vocab-size", size)
+    assert str(size) in capsys.readouterr().err

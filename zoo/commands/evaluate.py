@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING
 
-from zoo.commands import evaluate_dvae
+from zoo.commands import evaluate_dvae, evaluate_text2img
 from zoo.commands.model_options import Matcher, add_model_options, load_matcher
 from zoo.commands.tables import as_json, table
 
@@ -21,6 +21,7 @@ EXAMPLES = """\
 examples:
   zoo eval clip
   zoo eval dvae
+  zoo eval text2img
 
 `zoo eval FAMILY --help` says more about each.
 """
@@ -52,6 +53,7 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
     add_model_options(parser)
     parser.set_defaults(run=run)
     evaluate_dvae.register(families, add_options, **settings)
+    evaluate_text2img.register(families, add_options, **settings)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

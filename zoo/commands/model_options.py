@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zoo.models.clip import Clip
 
 TINY = "clip-emoji-tiny"
@@ -50,3 +52,12 @@ def load_matcher(args: argparse.Namespace) -> Matcher:
         transform=loader.get_transform(),
         device=next(model.parameters()).device,
     )
+
+
+def load_scorer(model: str, device: str | None) -> Callable:
+    """The `rerank=` of a matching model of that name."""
+    from zoo import AutoLoader
+    from zoo.generation.rerank import clip_score
+
+    loader = AutoLoader("txt_img_matching", model, device=device)
+    return clip_score(loader.get_model(), loader.get_tokenizer(), loader.get_transform())

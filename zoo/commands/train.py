@@ -11,12 +11,14 @@ from zoo.errors import MissingPackage, SettingsError, nearest
 SCRIPTS: dict[str, Callable] = {
     "clip": lambda: import_module("zoo.examples.train_clip"),
     "dvae": lambda: import_module("zoo.examples.train_dvae"),
+    "dalle": lambda: import_module("zoo.examples.train_dalle"),
 }
 EXAMPLES = """\
 examples:
   zoo train clip                          on the packaged data, on this machine
   zoo train clip --help                   all settings of the script
   zoo train dvae                          pictures to grids of codes and back: DALL-E's first stage
+  zoo train dalle                         captions to codes: the second
   zoo train clip --steps 200 --batch-size 64 --run-folder runs/first
 """
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.errors import SettingsError
 from zoo.generation.text_to_image import Score, generate
-from zoo.generation.tokens import Sampling, sample_tokens, uniforms
+from zoo.generation.tokens import Predict, Sampling, sample_tokens, uniforms
 from zoo.models.dalle_decoding import Decoding
 from zoo.models.dalle_transformer import DalleTransformer, TransformerConfig
 from zoo.models.dvae import Dvae, DvaeConfig
@@ -31,23 +31,27 @@ PLAIN = Sampling()
 @dataclass(frozen=True, kw_only=True)
 class DalleConfig:
     """A whole DALL-E. `caption_dropout`: the part of captions that training leaves out, without which guidance has
-    nothing to go away from."""
+    nothing to go away from; `empty`: the tokens before the padding of what then stands there. `guidance`: what
+    `generate` takes where none is asked for."""
 
     image: DvaeConfig = field(default_factory=DvaeConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     caption_dropout: float = 0.1
+    empty: tuple[int, ...] = ()
+    guidance: float = 1.0
 
     @classmethod
     def from_dict(cls, sizes: Mapping) -> DalleConfig:
         """The config that `dataclasses.asdict`, and so a config.json, says. Unknown names raise TypeError."""
-        parts = {"image": DvaeConfig, "transformer": TransformerConfig}
-        return cls(**{name: parts[name].from_dict(v) if name in parts else v for name, v in sizes.items()})
+        parts = {"image": DvaeConfig.from_dict, "transformer": TransformerConfig.from_dict, "empty": tuple}
+        return cls(**{name: parts[name](v) if name in parts else v for name, v in sizes.items()})
 
 
 class Dalle(nn.Module):
     """Draws pictures of captions. `dvae` is trained before and stays as it is; `tokenizer` is needed to generate only.
 
-    Raises SettingsError when the two parts do not fit each other.
+    The parts may be others of the same use: a Vqgan as `dvae`, or another transformer, with the `decoding` that draws
+    from it, see `zoo.models.dalle_mini`. Raises SettingsError when they do not fit each other.
     """
 
     def __init__(
@@ -56,12 +60,14 @@ class Dalle(nn.Module):
         dvae: nn.Module | None = None,
         transformer: DalleTransformer | None = None,
         tokenizer: Any = None,
+        decoding: Callable[..., Predict] = Decoding,
     ):
         super().__init__()
         self.config = config
         self.dvae = dvae or Dvae(config.image)
         self.transformer = transformer or DalleTransformer(config.transformer)
         self.tokenizer = tokenizer
+        self.decoding = decoding
         self.dvae.requires_grad_(False)
         sizes = self.transformer.config
         for what, codes, tokens in (
@@ -98,8 +104,14 @@ class Dalle(nn.Module):
                 codes = self.dvae.encode(image)
         if self.training and self.config.caption_dropout:
             dropped = torch.rand(len(text), 1, device=text.device) < self.config.caption_dropout
-            text = text.masked_fill(dropped, self.transformer.config.pad)
+            text = torch.where(dropped, self.no_caption(text), text)
         return self.transformer(text, codes.flatten(1))
+
+    def no_caption(self, like: Tensor) -> Tensor:
+        """The tokens (1, T) that stand for no caption beside such tokens (B, T)."""
+        without = torch.full_like(like[:1], self.transformer.config.pad)
+        without[0, : len(self.config.empty)] = like.new_tensor(self.config.empty)
+        return without
 
     # --- drawing -----------------------------------------------------------------------------------------------------
     def generate(
@@ -111,7 +123,7 @@ class Dalle(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         rerank: Score | None = None,
         candidates: int | None = None,
         first_rows: tuple[Tensor, int] | None = None,
@@ -121,12 +133,13 @@ class Dalle(nn.Module):
     ) -> list[list[Image.Image]]:
         """For each prompt a list of `n` pictures; "" is a picture of anything.
 
-        `temperature`, `top_k`, `top_p`, `guidance`: see `zoo.generation.tokens.Sampling`. `seed`, `candidates`,
-        `rerank`, `batch_size`: see `zoo.generation.text_to_image.generate`. `first_rows`: a picture (3, H, W) of 0..1
-        and how many of its rows of codes every picture begins with. `preview(row, pictures so far (B, 3, H, W))` is
-        told after each row of codes; what is not yet drawn is grey.
+        `temperature`, `top_k`, `top_p`, `guidance`: see `zoo.generation.tokens.Sampling`; where `guidance` is None, the
+        config's is taken. `seed`, `candidates`, `rerank`, `batch_size`: see `zoo.generation.text_to_image.generate`.
+        `first_rows`: a picture (3, H, W) of 0..1 and how many of its rows of codes every picture begins with.
+        `preview(row, pictures so far (B, 3, H, W))` is told after each row of codes; what is not yet drawn is grey.
         Raises SettingsError, and CaptionTooLong for a prompt of more than T tokens.
         """
+        guidance = self.config.guidance if guidance is None else guidance
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
         if guidance != 1 and not self.config.caption_dropout:
             logger.warning(
@@ -158,10 +171,8 @@ class Dalle(nn.Module):
         """
         grid, length = self.transformer.config.grid, self.transformer.config.grid**2
         text, candidates = prompts_of(text)
-        without = None
-        if sampling.guidance != 1:
-            without = torch.full_like(text[:1], self.transformer.config.pad)
-        predict = Decoding(self.transformer, text, candidates, without, sampling.guidance)
+        without = self.no_caption(text) if sampling.guidance != 1 else None
+        predict = self.decoding(self.transformer, text, candidates, without, sampling.guidance)
         if given is not None:
             given = given.to(text.device).expand(len(seeds), -1)
 
@@ -182,6 +193,10 @@ class Dalle(nn.Module):
         pictures[:, :, drawn:] = 0.5
         return pictures
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.transformer.parameters()).device
+
     def _tokens(self, texts: list[str]) -> Tensor:
         if self.tokenizer is None:
             raise SettingsError(
@@ -189,7 +204,7 @@ class Dalle(nn.Module):
             )
         length = self.transformer.config.text_length
         tokens = self.tokenizer.tokenize_as_tensor(texts, context_length=length, truncate="error")
-        return tokens.to(self.transformer.text.weight.device)
+        return tokens.to(self._device)
 
     def _codes_of(self, picture: Tensor, rows: int) -> Tensor:
         """The codes of the first rows, (rows * w,). Raises SettingsError for a picture of another size."""
@@ -199,7 +214,7 @@ class Dalle(nn.Module):
         if not 0 <= rows < grid:
             raise SettingsError(f"first_rows: of {grid} rows of codes {rows} cannot be given: give 0 to {grid - 1}")
         with torch.inference_mode():
-            return self.dvae.encode(picture[None].to(self.transformer.text.weight.device))[0, :rows].flatten()
+            return self.dvae.encode(picture[None].to(self._device))[0, :rows].flatten()
 
 
 def prompts_of(text: Tensor) -> tuple[Tensor, int]:

@@ -7,9 +7,7 @@ repairs encodings (ftfy), undoes HTML entities, or has the letter and number tab
 
 from __future__ import annotations
 
-import gzip
 import html
-import zlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +19,7 @@ from tokenizers.models import BPE
 
 from zoo.errors import DataError
 from zoo.tokenizers.context import fill
+from zoo.tokenizers.files import read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,12 +73,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
 
     Of OpenAI's file only the 48,894 that CLIP uses. Raises DataError for a file of another format.
     """
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a merges file: {error}") from error
-    header, *lines = text.removesuffix("\n").split("\n")
+    header, *lines = read_text(path, "a merges file").removesuffix("\n").split("\n")
     if "#version" not in header:
         raise DataError(f"{path} is not a merges file: its first line should be like '#version: 0.2'")
     if header.startswith(PUBLISHED_HEADER):

@@ -1,0 +1,52 @@
+"""`zoo data`: data sets made ready for training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from zoo.commands.model_options import add_model_options
+
+EXAMPLES = """\
+examples:
+  zoo data encode --model dvae-emoji-tiny --out codes.safetensors
+  zoo data encode --model dvae-openai --pairs pairs.tsv --pictures img --out codes.safetensors
+  zoo train dalle --codes codes.safetensors
+"""
+
+
+def register(commands: argparse._SubParsersAction, **settings: object) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("data", help="make a data set ready for training", epilog=EXAMPLES, **settings)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    action = actions.add_parser(
+        "encode", help="turn pictures into codes once, so that training reads codes only", epilog=EXAMPLES, **settings
+    )
+    action.add_argument("--data", default="emoji", help="a named data set (default: %(default)s)")
+    action.add_argument("--split", default="train", help="which part of it (default: %(default)s)")
+    action.add_argument("--pairs", type=Path, help="instead: tsv or csv of title and filepath")
+    action.add_argument("--pictures", type=Path, help="folder that the filepaths of --pairs start from")
+    action.add_argument("--out", type=Path, default=Path("codes.safetensors"), help="(default: %(default)s)")
+    action.add_argument("--batch-size", type=int, default=64, help="pictures at a time (default: %(default)s)")
+    add_model_options(action)
+    action.set_defaults(run=run, model="dvae-openai")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the codes of all pictures, and says how many."""
+    from zoo import AutoLoader, weights
+    from zoo.data import CsvDataset, open_dataset
+    from zoo.data.codes import encode_dataset, fingerprint
+
+    loader = AutoLoader("img_tokenizing", args.model, args.model_dir, args.weights, args.device)
+    transform = loader.get_transform()
+    if args.pairs:
+        dataset = CsvDataset(args.pairs, args.pictures, transform, None, sep=None)
+    else:
+        dataset = open_dataset(args.data, args.split, transform, language=None)
+    model = loader.get_model()
+    codes = encode_dataset(dataset, model.encode, batch_size=args.batch_size, device=loader.device)
+    about = {"tokenizer": fingerprint(model), "model": loader.card.name, "vocab": model.vocab}
+    weights.write({"codes": codes}, args.out, metadata={"config": about})
+    print(f"{args.out}: {len(codes)} pictures, {codes.shape[1]} x {codes.shape[2]} codes each, of {model.vocab}")
+    return 0

@@ -1,0 +1,108 @@
+"""`zoo generate`: pictures of prompts."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.commands.model_options import add_model_options, load_scorer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from zoo import AutoLoader
+
+TINY = "dalle-emoji-tiny"
+EXAMPLES = """\
+examples:
+  zoo generate "a red apple"
+  zoo generate "red apple" "红心" --n 4 --guidance 3
+  zoo generate "volcano" --n 2 --candidates 32 --rerank clip-emoji-tiny
+  zoo generate "cow face" --first-rows cow.png 3 --preview now.png
+"""
+
+
+def register(commands: argparse._SubParsersAction, **settings: object) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("generate", help="draw pictures of prompts", epilog=EXAMPLES, **settings)
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw; '' is a picture of anything")
+    parser.add_argument("--n", type=int, default=1, help="pictures of each prompt (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("generated"), help="folder to write to (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the next has the next (default: 0)")
+    how = parser.add_argument_group("how to choose each token")
+    how.add_argument("--temperature", type=float, default=1.0, help="lower is tidier and less varied (default: 1)")
+    how.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest only")
+    how.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that together have P")
+    how.add_argument("--guidance", type=float, default=1.0, help="above 1 keeps nearer to the prompt (default: 1)")
+    best = parser.add_argument_group("how to choose among pictures")
+    best.add_argument("--candidates", type=int, metavar="N", help="draw so many and keep the best --n")
+    best.add_argument("--rerank", metavar="MODEL", help="the matching model that says which are best")
+    parser.add_argument(
+        "--first-rows", nargs=2, metavar=("PICTURE", "ROWS"), help="begin with so many rows of this picture's codes"
+    )
+    parser.add_argument(
+        "--preview", type=Path, metavar="FILE", help="write the pictures so far to this file, row by row"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="pictures at a time (default: all)")
+    add_model_options(parser)
+    parser.set_defaults(run=run, model=TINY)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes each picture, and all in one grid where there are several."""
+    from zoo import AutoLoader
+    from zoo.pictures import grid
+
+    loader = AutoLoader("text2img", args.model, args.model_dir, args.weights, args.device)
+    words: dict[str, Any] = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "guidance")}
+    if args.rerank:
+        words["rerank"] = load_scorer(args.rerank, args.device)
+    if args.first_rows:
+        words["first_rows"] = first_rows(loader, *args.first_rows)
+    if args.preview:
+        words["preview"] = lambda row, pictures: show(pictures, args.preview)
+    model = loader.get_model()
+    found = model.generate(
+        args.prompts, args.n, args.seed, candidates=args.candidates, batch_size=args.batch_size, **words
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    for prompt, pictures in zip(args.prompts, found, strict=True):
+        for picture in pictures:
+            print(save(picture, args.out, prompt))
+    if sum(map(len, found)) > 1:
+        captions = [prompt for prompt, pictures in zip(args.prompts, found, strict=True) for _ in pictures]
+        columns = args.n if args.n > 1 else min(len(captions), 8)
+        print(save(grid([p for pictures in found for p in pictures], columns, captions), args.out, "grid"))
+    return 0
+
+
+def save(picture: Image, folder: Path, prompt: str) -> Path:
+    """Writes to the first free of NAME.png, NAME-2.png, ..., since a picture that is there may be dear to someone."""
+    stem = "-".join(re.findall(r"\w+", prompt.lower()))[:40].strip("-") or "picture"
+    number, path = 1, folder / f"{stem}.png"
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}.png"
+    picture.save(path)
+    return path
+
+
+def show(pictures: Tensor, path: Path) -> None:
+    """Pictures (B, 3, H, W) of 0..1 as a grid in a file."""
+    from zoo.generation.text_to_image import to_pil
+    from zoo.pictures import grid
+
+    grid(to_pil(pictures), 8).save(path)
+
+
+def first_rows(loader: AutoLoader, picture: str, rows: str) -> tuple[Tensor, int]:
+    """The two words of --first-rows. Raises SettingsError, and what `open_image` does."""
+    from zoo.data import open_image
+    from zoo.errors import SettingsError
+
+    if not rows.isdecimal():
+        raise SettingsError(f"--first-rows PICTURE ROWS: {rows!r} is no number of rows")
+    return loader.get_transform()(open_image(picture)), int(rows)
