@@ -41,7 +41,7 @@ EMOJI_VOCABULARY = File(name="bpe.json.gz", packaged="emoji_dalle_bpe.json.gz") 
 HELD_OUT = 400  # pairs that each evaluation looks at
 PROMPTS = (  # of the samples: concepts that the emoji test split draws in a style of its own
     *("red apple", "tulip", "cow face", "volcano", "oncoming police car", "candle", "bullseye", "thumbs up"),
-    *("红心", "番茄", "火山", "旗: 巴西", "drooling face", "flag: Brazil", "hot beverage", "guitar"),
+    *("红心", "红苹果", "火山", "旗: 巴西", "drooling face", "flag: Brazil", "hot beverage", "guitar"),
 )
 CHANGES_THE_DATA_OR_THE_MODEL = (
     *("model", "dvae", "pairs", "pictures", "vocabulary", "language", "bpe_dropout", "caption_dropout"),

@@ -153,3 +153,15 @@ def test_sizes_that_do_not_fit_are_refused():
         TransformerConfig(width=10, heads=4)
     with pytest.raises(SettingsError, match="attention"):
         TransformerConfig(attention="dense")
+
+
+def test_weights_begin_at_a_fiftieth_and_smaller_where_they_are_added_to_the_stream():
+    torch.manual_seed(0)
+    sizes = {"text_vocab": 99, "text_length": 9, "vocab": 99, "grid": 3, "width": 128, "depth": 8, "heads": 4}
+    model = DalleTransformer(TransformerConfig(**sizes, kernel=3))
+    added = ("out.weight", "down.weight")
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2 and weight.numel() > 9_000:
+            assert float(weight.std()) == pytest.approx(0.005 if name.endswith(added) else 0.02, rel=0.05), name
+        elif name.endswith("bias"):
+            assert not weight.any(), name
