@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from torch.utils.data import Subset
 
 from zoo import AutoLoader
 from zoo.catalog import cards, find
 from zoo.data import open_dataset
 from zoo.hub import fetch
 from zoo.metrics.embed import embed
+from zoo.metrics.reconstruction import reconstruction
 from zoo.metrics.retrieval import recall
 
 TINY = find("txt_img_matching", "clip-emoji-tiny")
@@ -41,3 +43,13 @@ def test_the_tiny_clip_finds_held_out_captions_as_often_as_its_card_says(languag
     assert i2t >= 55
     assert i2t == pytest.approx(TINY.figures[f"emoji_test_{language}_i2t_r1"], abs=0.3)
     assert t2i == pytest.approx(TINY.figures[f"emoji_test_{language}_t2i_r1"], abs=0.3)
+
+
+def test_the_tiny_dvae_brings_pictures_back_as_its_card_says():
+    card = find("img_tokenizing", "dvae-emoji-tiny")
+    loader = AutoLoader(card.task, card.name)
+    model, dataset = loader.get_model(), open_dataset("emoji", "test", loader.get_transform(), language=None)
+    assert sum(p.numel() for p in model.parameters()) == card.params
+    found = reconstruction(model.encode, model.decode, model.vocab, Subset(dataset, range(0, len(dataset), 3)))
+    assert found["psnr"] == pytest.approx(card.figures["emoji_test_psnr"], abs=0.3)
+    assert found["code_perplexity"] == pytest.approx(card.figures["emoji_test_code_perplexity"], rel=0.1)

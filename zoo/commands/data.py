@@ -9,7 +9,7 @@ from zoo.commands.model_options import add_model_options
 
 EXAMPLES = """\
 examples:
-  zoo data encode --model dvae-emoji-tiny --out codes.safetensors
+  zoo data encode --out codes.safetensors
   zoo data encode --model dvae-openai --pairs pairs.tsv --pictures img --out codes.safetensors
   zoo train dalle --codes codes.safetensors
 """
@@ -29,7 +29,7 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
     action.add_argument("--out", type=Path, default=Path("codes.safetensors"), help="(default: %(default)s)")
     action.add_argument("--batch-size", type=int, default=64, help="pictures at a time (default: %(default)s)")
     add_model_options(action)
-    action.set_defaults(run=run, model="dvae-openai")
+    action.set_defaults(run=run, model="dvae-emoji-tiny")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,11 +11,11 @@ from zoo.commands.tables import as_json
 if TYPE_CHECKING:
     from zoo.metrics.lpips import Lpips
 
-DEFAULT = "dvae-openai"
+DEFAULT = "dvae-emoji-tiny"
 EXAMPLES = """\
 examples:
-  zoo eval dvae --model dvae-openai --data emoji --split test
   zoo eval dvae --lpips vgg16.ckpt
+  zoo eval dvae --model dvae-openai --data emoji --split test
 """
 
 
