@@ -81,7 +81,9 @@ def test_padding_is_never_of_a_text(text, dropout):
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "\u3000"])
-def test_a_text_without_letters_is_padding_alone(tokenizer, text):
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_text_without_letters_is_padding_alone(text, dropout):
+    tokenizer = BpeTokenizer(EMOJI, dropout=dropout)
     assert tokenizer.encode(text) == []
     tokens = tokenizer(text)
     assert tokens.shape == (1, 256) and (tokens == tokenizer.pad).all()
@@ -206,6 +208,10 @@ def test_the_same_captions_give_the_same_text_in_any_process():
     environment = {"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "2"}
     made = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert made.stdout.removesuffix("\n") == train_bpe(CAPTIONS, 320) == train_bpe(iter(CAPTIONS), 320)
+
+
+def test_captions_are_cleaned_as_texts_are():
+    assert train_bpe([f" {caption.upper()}\n" for caption in CAPTIONS], 320) == train_bpe(CAPTIONS, 320)
 
 
 def test_frequent_words_become_one_piece(file):

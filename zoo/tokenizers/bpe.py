@@ -86,8 +86,6 @@ class BpeTokenizer:
     def encode(self, text: str) -> list[int]:
         """Text -> ids, none of which is the padding; other ids each time if there is dropout."""
         text = clean(text)
-        if not text:
-            return []  # the library would put a blank before it
         return self._drawn(text) if self.dropout else self.tokenizer.encode(text).ids
 
     def _drawn(self, text: str) -> list[int]:

@@ -34,6 +34,8 @@ def fill(
         raise SettingsError(f"a context of {length} has no room for {what}")
     rows = []
     for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"a caption must be text, not {type(text).__name__}: {text!r}")
         ids = encode(text)
         if len(ids) > length:
             if truncate == "error":
