@@ -5,14 +5,16 @@ A new checkpoint of a known family is one more row in the family's file; a new f
 
 from __future__ import annotations
 
-from zoo.catalog import clip, clip_bert, clip_emoji, dalle, dvae, vqgan
+from zoo.catalog import clip, clip_bert, clip_emoji, dalle, dalle_mini, dvae, vqgan
 from zoo.catalog.card import Card
 from zoo.errors import UnknownModel, UnknownTask, nearest
 
 __all__ = ["TASKS", "Card", "cards", "find", "list_models"]
 
 TASKS = ("txt_img_matching", "text2img", "img_tokenizing")
-CARDS: tuple[Card, ...] = clip_emoji.CARDS + clip.CARDS + clip_bert.CARDS + dalle.CARDS + dvae.CARDS + vqgan.CARDS
+CARDS: tuple[Card, ...] = (
+    clip_emoji.CARDS + clip.CARDS + clip_bert.CARDS + dalle.CARDS + dalle_mini.CARDS + dvae.CARDS + vqgan.CARDS
+)
 
 
 def cards(task: str | None = None) -> list[Card]:

@@ -36,7 +36,7 @@ def register(families: argparse._SubParsersAction, shared: Any, **settings: obje
     parser.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
     parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest tokens only")
     parser.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that together have P")
-    parser.add_argument("--guidance", type=float, default=1.0, help="(default: %(default)s)")
+    parser.add_argument("--guidance", type=float, help="(default: the model's)")
     shared(parser)
     add_model_options(parser)
     parser.set_defaults(run=run, model=TINY)

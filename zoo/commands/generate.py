@@ -36,7 +36,7 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
     how.add_argument("--temperature", type=float, default=1.0, help="lower is tidier and less varied (default: 1)")
     how.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest only")
     how.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that together have P")
-    how.add_argument("--guidance", type=float, default=1.0, help="above 1 keeps nearer to the prompt (default: 1)")
+    how.add_argument("--guidance", type=float, help="above 1 keeps nearer to the prompt (default: the model's)")
     best = parser.add_argument_group("how to choose among pictures")
     best.add_argument("--candidates", type=int, metavar="N", help="draw so many and keep the best --n")
     best.add_argument("--rerank", metavar="MODEL", help="the matching model that says which are best")
