@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "blocks": {"distributed"},
     "models": {"blocks", "generation", "distributed"},
     "catalog": {"models", "converters", "tokenizers", "data", "hub"},
-    "auto_loader": {"catalog", "hub", "weights", "devices"},
+    "auto_loader": {"catalog", "hub", "weights", "devices", "optimization"},
     "training": {"weights", "distributed", "devices"},
     "optimization": set(),
     "cli": ANY,

@@ -53,7 +53,9 @@ class AutoLoader:
     open_clip_config.json, the tokenizer's files) is read too, and must agree with the card. Of a model published as
     several files, such as OpenAI's encoder.pkl and decoder.pkl, it is the folder, or any one of them. A family's name,
     "clip", takes weights of any size.
-    device: None is cuda if there is one, else cpu. dtype: a torch dtype or its name ("bf16"); None is the card's.
+    device: None is cuda if there is one, else cpu; "auto" spreads a model that is larger than its GPU over all GPUs and
+    the host's memory, to draw and to measure, see `zoo.optimization.dispatch`. dtype: a torch dtype or its name
+    ("bf16"); None is the card's.
 
     Names, device, dtype and the presence of `weights` are checked at once; nothing is downloaded or read before it is
     asked for. Raises UnknownTask, UnknownModel, DeviceNotFound, SettingsError, UnreadableWeights.
@@ -81,7 +83,8 @@ class AutoLoader:
             )
         from zoo.devices import find_device
 
-        self.device = find_device(device)
+        self.spread = device == "auto"
+        self.device = find_device(None if self.spread else device)
         self.dtype = _dtype(dtype or self.card.dtype)
         self._converted: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._model: nn.Module | None = None
@@ -102,7 +105,12 @@ class AutoLoader:
             state, config = self._state_and_config()
             with weights.blank():
                 model = self.card.build(config)
-            model = weights.load(model, state, device=self.device, dtype=self.dtype).eval()
+            device = "cpu" if self.spread else self.device
+            model = weights.load(model, state, device=device, dtype=self.dtype).eval()
+            if self.spread:
+                from zoo.optimization import dispatch
+
+                model = dispatch(model)
             if self.card.task == "text2img":
                 model.tokenizer = self.get_tokenizer()  # `generate` takes text
             self._model = model

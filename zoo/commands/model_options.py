@@ -31,7 +31,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="PATH", help="a local file or folder with its weights, instead of a download"
     )
     parser.add_argument("--model-dir", metavar="FOLDER", help="where downloads live (default: the user's cache)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ..., or auto: spread over all (default: cuda if there is one, else cpu)"
+    )
 
 
 def load_matcher(args: argparse.Namespace) -> Matcher:

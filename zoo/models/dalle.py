@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from zoo.generation.tokens import Predict, Sampling, sample_tokens, uniforms
 from zoo.models.dalle_decoding import Decoding
 from zoo.models.dalle_transformer import DalleTransformer, TransformerConfig
 from zoo.models.dvae import Dvae, DvaeConfig
+from zoo.models.vqgan import Vqgan, VqganConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +35,7 @@ class DalleConfig:
     nothing to go away from; `empty`: the tokens before the padding of what then stands there. `guidance`: what
     `generate` takes where none is asked for."""
 
-    image: DvaeConfig = field(default_factory=DvaeConfig)
+    image: DvaeConfig | VqganConfig = field(default_factory=DvaeConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     caption_dropout: float = 0.1
     empty: tuple[int, ...] = ()
@@ -43,15 +44,22 @@ class DalleConfig:
     @classmethod
     def from_dict(cls, sizes: Mapping) -> DalleConfig:
         """The config that `dataclasses.asdict`, and so a config.json, says. Unknown names raise TypeError."""
-        parts = {"image": DvaeConfig.from_dict, "transformer": TransformerConfig.from_dict, "empty": tuple}
+        parts = {"image": _image_config, "transformer": TransformerConfig.from_dict, "empty": tuple}
         return cls(**{name: parts[name](v) if name in parts else v for name, v in sizes.items()})
+
+
+def _image_config(sizes: Mapping) -> DvaeConfig | VqganConfig:
+    """A VQGAN's where a field is named that only it has."""
+    names = {kind: {f.name for f in fields(kind)} for kind in (DvaeConfig, VqganConfig)}
+    kind = VqganConfig if sizes.keys() & (names[VqganConfig] - names[DvaeConfig]) else DvaeConfig
+    return kind.from_dict(sizes)
 
 
 class Dalle(nn.Module):
     """Draws pictures of captions. `dvae` is trained before and stays as it is; `tokenizer` is needed to generate only.
 
-    The parts may be others of the same use: a Vqgan as `dvae`, or another transformer, with the `decoding` that draws
-    from it, see `zoo.models.dalle_mini`. Raises SettingsError when they do not fit each other.
+    `dvae` may be a Vqgan. The parts may be others of the same use, with the `decoding` that draws from the transformer,
+    see `zoo.models.dalle_mini`. Raises SettingsError when they do not fit each other.
     """
 
     def __init__(
@@ -64,7 +72,7 @@ class Dalle(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.dvae = dvae or Dvae(config.image)
+        self.dvae = dvae or (Vqgan if isinstance(config.image, VqganConfig) else Dvae)(config.image)
         self.transformer = transformer or DalleTransformer(config.transformer)
         self.tokenizer = tokenizer
         self.decoding = decoding
@@ -195,7 +203,10 @@ class Dalle(nn.Module):
 
     @property
     def _device(self) -> torch.device:
-        return next(self.transformer.parameters()).device
+        """Where it computes: where its weights are, or where accelerate brings them."""
+        hooks = (getattr(module, "_hf_hook", None) for module in self.transformer.modules())
+        brought = (hook.execution_device for hook in hooks if getattr(hook, "execution_device", None) is not None)
+        return torch.device(next(brought, next(self.transformer.parameters()).device))
 
     def _tokens(self, texts: list[str]) -> Tensor:
         if self.tokenizer is None:

@@ -41,7 +41,7 @@ class Decoding:
         self.texts: list[tuple[Tensor, Tensor]] = []  # of each layer: keys (P, H, d, T) and values (P, H, T, d)
         self.logits = self._read(text)
         shape = (config.depth, 2, self.rows, config.heads, config.grid**2, config.width // config.heads)
-        self.images = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        self.images = torch.empty(shape, dtype=weight.dtype, device=self.logits.device)
 
     def __call__(self, tokens: Tensor | None, position: int) -> Tensor:
         """Logits (P * C, V) of the image token at `position`, after `tokens` (P * C,) at the one before it."""
