@@ -1,7 +1,12 @@
-"""The cards of DALL-E: sizes to train, from the paper's family (Ramesh et al. 2021), and what was trained with zoo.
+"""The cards of DALL-E: sizes to train, from the paper's family (Ramesh et al. 2021), what was trained with zoo, and
+others' of one stream of text and codes.
 
 OpenAI released the dVAE only. The paper's 2.8, 5.6 and 12 billion have 64 layers and heads of 64; 1.3 billion continues
 that downwards, and 120 million is GPT-2's small one.
+
+Sources of the others: kakaobrain/minDALL-E, README.md, configs/dalle-1.3B.yaml and dalle/models; ai-forever/ru-dalle,
+rudalle/dalle. The files were not reached when these rows were written; no source states a sha256, so that nothing is
+pinned, and sizes in bytes are those of the tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.catalog.card import Card, Config
 from zoo.catalog.dvae import transform as unit
+from zoo.catalog.vqgan import F8, F16, SBER, SBER_LICENCE
 from zoo.errors import DataError, WeightsMismatch
+from zoo.hub import File
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,13 +42,12 @@ def build(config: Config) -> Dalle:
 
 
 def convert(state: Mapping[str, Tensor], config: Config) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `Trainer` writes is ours already. Raises WeightsMismatch without the config that lies beside it."""
+    """What `Trainer` writes, or a published layout, -> ours, see zoo/converters/dalle.py."""
+    from zoo.converters.dalle import to_ours
     from zoo.models.dalle import DalleConfig
 
-    sizes = {name: config[name] for name in ("image", "transformer", "caption_dropout") if name in config}
-    if "image" not in sizes or "transformer" not in sizes:
-        raise WeightsMismatch("the sizes of this DALL-E are not known: its config.json must lie beside the weights")
-    return dict(state), asdict(DalleConfig.from_dict(sizes))
+    state, sizes = to_ours(state, config)
+    return state, asdict(DalleConfig.from_dict(sizes))
 
 
 def transform(config: Config) -> Any:
@@ -58,16 +64,58 @@ def tokenizer(config: Config, files: Mapping[str, Path]) -> Any:
     names = [name for name in ("bpe.json.gz", "bpe.json", "tokenizer.json") if name in files]
     if not names:
         raise DataError("this model's tokenizer needs bpe.json.gz, bpe.json or tokenizer.json beside the weights")
-    found = BpeTokenizer(files[names[0]], context_length=sizes["text_length"])
+    return fitting(BpeTokenizer(files[names[0]], context_length=sizes["text_length"]), files[names[0]], sizes)
+
+
+def char_bpe(config: Config, files: Mapping[str, Path]) -> Any:
+    """minDALL-E's tokenizer. Raises DataError, and WeightsMismatch when it has more ids than the weights."""
+    from zoo.tokenizers import CharBpeTokenizer
+
+    sizes, (vocabulary, merges) = config["transformer"], (files[name] for name in CHAR_BPE)
+    return fitting(CharBpeTokenizer(vocabulary, merges, sizes["text_length"]), vocabulary, sizes)
+
+
+def yttm(config: Config, files: Mapping[str, Path]) -> Any:
+    """ruDALL-E's tokenizer. Raises DataError, and WeightsMismatch when it has more ids than the weights."""
+    from zoo.tokenizers import YttmTokenizer
+
+    sizes = config["transformer"]
+    return fitting(YttmTokenizer(files[YTTM], sizes["text_length"]), files[YTTM], sizes)
+
+
+def fitting(found: Any, file: Path, sizes: Config) -> Any:
+    """The tokenizer, if it has no more ids than the weights."""
     if found.vocab_size > sizes["text_vocab"]:
         raise WeightsMismatch(
-            f"{files[names[0]]} has {found.vocab_size} ids and the weights {sizes['text_vocab']}: it is another's"
+            f"{file} has {found.vocab_size} ids and the weights {sizes['text_vocab']}: it is another's"
         )
     return found
 
 
 # --- rows ---
 OPENAI_DVAE = {"size": 256, "vocab": 8192, "hidden": 256, "groups": 4, "blocks": 2, "stem": 128, "decoder": True}
+CHAR_BPE = ("tokenizer/bpe-16k-vocab.json", "tokenizer/bpe-16k-merges.txt")
+YTTM = "bpe.model"
+# No source says that one was trained on empty captions. Both are drawn from with top_k: 256, and 2048 (top_p=0.995).
+MIN_DALLE = {
+    "image": F16 | {"vocab": 16384},
+    "transformer": {
+        **{"text_vocab": 16384, "text_length": 64, "vocab": 16384, "grid": 16, "width": 1536, "depth": 42, "heads": 24},
+        **{"attention": "full", "pads": False, "pad": 0, "positions": "flat", "norm": "pre", "activation": "gelu"},
+        **{"head_norm": False, "head_bias": False},
+    },
+    "caption_dropout": 0.0,
+}
+RU_DALLE = {
+    "image": F8,
+    "transformer": {
+        **{"text_vocab": 16384, "text_length": 128, "vocab": 8192, "grid": 32, "width": 2048, "depth": 24, "heads": 16},
+        **{"attention": "sparse", "conv": "conv_clamped", "kernel": 11, "pads": True, "pad": 0, "positions": "axial"},
+        **{"norm": "sandwich", "activation": "gelu_tanh", "head_norm": True, "head_bias": True},
+    },
+    "caption_dropout": 0.0,
+    "empty": (2, 3),  # the ends of a caption
+}
 PAPER = {"text_vocab": 16384, "text_length": 256, "vocab": 8192, "grid": 32}
 card = partial(
     Card, task="text2img", family="dalle", build=build, convert=convert, tokenizer=tokenizer, transform=transform
@@ -95,9 +143,43 @@ CARDS = (
         languages=(),
         source="a DALL-E of any size that zoo trained, given as weights=",
     ),
-    to_train("dalle-120m", 768, 12, 12, 0, "to train: `zoo train dalle --model dalle-120m`; GPT-2 small's sizes"),
-    to_train("dalle-1.3b", 1280, 64, 20, 0, "to train: the paper's depth and heads, continued downwards"),
-    to_train("dalle-2.8b", 1920, 64, 30, 0, "to train: arXiv 2102.12092, appendix E"),
-    to_train("dalle-5.6b", 2688, 64, 42, 0, "to train: arXiv 2102.12092, appendix E"),
-    to_train("dalle-12b", 3968, 64, 62, 0, "to train: arXiv 2102.12092, appendix B"),
+    to_train(
+        "dalle-120m", 768, 12, 12, 220_863_110, "to train: `zoo train dalle --model dalle-120m`; GPT-2 small's sizes"
+    ),
+    to_train("dalle-1.3b", 1280, 64, 20, 1_420_626_566, "to train: the paper's depth and heads, continued downwards"),
+    to_train("dalle-2.8b", 1920, 64, 30, 3_025_850_246, "to train: arXiv 2102.12092, appendix E"),
+    to_train("dalle-5.6b", 2688, 64, 42, 5_782_590_854, "to train: arXiv 2102.12092, appendix E"),
+    to_train("dalle-12b", 3968, 64, 62, 12_390_424_454, "to train: arXiv 2102.12092, appendix B"),
+    card(
+        name="mindalle-1.3b",
+        # Published as one archive, whose top folder, 1.3B, holds these: unpack it into the model's folder.
+        # https://arena.kakaocdn.net/brainrepo/models/minDALL-E/57b008f02ceaa02b779c8b7463143315/1.3B.tar.gz (that md5)
+        files=(
+            File(name="stage2_last.ckpt", size=5_164_326_912),
+            File(name="stage1_last.ckpt", size=304_295_436),
+            *(File(name=name) for name in CHAR_BPE),
+        ),
+        parts={"stage2_last.ckpt": "", "stage1_last.ckpt": "vqgan."},
+        config=MIN_DALLE,
+        tokenizer=char_bpe,
+        params=1_367_155_587,
+        licence="CC-BY-NC-SA-4.0 (the code: Apache-2.0)",
+        commercial=False,
+        source="https://github.com/kakaobrain/minDALL-E",
+    ),
+    card(
+        name="rudalle-malevich",
+        files=(
+            File(name="pytorch_model_v3.bin", repo="ai-forever/rudalle-Malevich", size=2_624_803_072),
+            File(name=SBER, repo="ai-forever/rudalle-utils", size=346_000_000),
+            File(name=YTTM, repo="ai-forever/rudalle-utils", size=224_000),
+        ),
+        parts={"pytorch_model_v3.bin": "", SBER: "vqgan."},
+        config=RU_DALLE,
+        tokenizer=yttm,
+        params=1_379_142_531,
+        licence=SBER_LICENCE,
+        languages=("ru",),
+        source="https://huggingface.co/ai-forever/rudalle-Malevich",
+    ),
 )
