@@ -49,7 +49,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 
 DEEPSPEED_FILE = "zoo/training/engines/deepspeed.py"
 PROCESS_FILES = ("zoo/distributed.py", "zoo/training/engines/")
-ENVIRONMENT_FILES = ("zoo/hub.py", "zoo/training/launch.py", "zoo/training/engines/")
+ENVIRONMENT_FILES = ("zoo/hub/__init__.py", "zoo/training/launch.py", "zoo/training/engines/")
 ENV_TYPE_FILES = ("zoo/training/engines/",)
 
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
@@ -425,7 +425,7 @@ ALLOWED = [
     (processes_meet_in_two_places, "zoo/training/engines/ddp.py", TORCH_DISTRIBUTED),
     (processes_meet_in_two_places, "zoo/models/clip.py", "from zoo import distributed\ndistributed.gather(x)"),
     (nothing_unpickles, "zoo/weights/safe_pickle.py", "import pickletools"),
-    (the_environment_is_read_at_the_rim, "zoo/hub.py", "import os\nos.environ['ZOO_HOME']"),
+    (the_environment_is_read_at_the_rim, "zoo/hub/__init__.py", "import os\nos.environ['ZOO_HOME']"),
     (nothing_branches_on_a_name, "zoo/training/engines/__init__.py", "if env_type == 'deepspeed': pass"),
     (nothing_branches_on_a_name, "zoo/auto_loader.py", "if model_name not in names or model_name is None: pass"),
     (only_commands_print, "zoo/cli.py", "print('name')"),

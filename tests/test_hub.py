@@ -23,7 +23,7 @@ from zoo.hub import File, fetch, home, is_here
 
 BODY = bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(BODY).hexdigest()
-REPOSITORY = Path(hub.__file__).parents[1]
+REPOSITORY = Path(hub.__file__).parents[2]
 
 
 @dataclass

@@ -121,7 +121,7 @@ class AutoLoader:
         """The model's tokenizer; None for a model without text. What lies beside `weights` comes before the card's."""
         if self.card.tokenizer is None:
             return None
-        files = {path.name: path for path in self._beside_weights()}
+        files = dict(self._beside_weights())
         for file in self.card.files[len(self.card.parts) or 1 :]:
             # A tokenizer.json is the whole of a transformers tokenizer.
             if file.name not in files and "tokenizer.json" not in files:
@@ -151,10 +151,12 @@ class AutoLoader:
             self._converted = state, config
         return self._converted
 
-    def _beside_weights(self) -> Iterator[Path]:
+    def _beside_weights(self) -> Iterator[tuple[str, Path]]:
+        """The files beside `weights` by name, those of the card also where it names them in a folder below."""
         if self.weights:
             folder = self.weights if self.weights.is_dir() else self.weights.parent
-            yield from (path for path in folder.iterdir() if path.is_file())
+            names = {path.name for path in folder.iterdir()} | {file.name for file in self.card.files}
+            yield from ((name, folder / name) for name in sorted(names) if (folder / name).is_file())
 
 
 def folder_of(card: Card, model_dir: str | Path | None = None) -> Path:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from zoo import AutoLoader, catalog, weights
 from zoo.catalog.dalle import CARDS
 from zoo.converters.dalle import MIN_DALLE, RU_DALLE, Layout
-from zoo.errors import DownloadError, WeightsMismatch
+from zoo.errors import WeightsMismatch
 from zoo.models.dalle import Dalle, DalleConfig
 from zoo.models.dalle_transformer import TransformerConfig
 from zoo.models.dvae import DvaeConfig
@@ -174,9 +175,21 @@ def test_a_tokenizer_of_more_ids_than_the_weights_is_refused(name, tmp_path):
         NAMED[name].tokenizer(config, files)
 
 
-def test_what_must_be_laid_there_by_hand_is_said(tmp_path):
-    with pytest.raises(DownloadError, match=r"stage2_last.ckpt is not in .*mindalle-1.3b.*Put it at"):
-        AutoLoader(TASK, "mindalle-1.3b", model_dir=tmp_path).get_model()
+def test_min_dalles_archive_is_read_without_being_unpacked_by_hand(tmp_path, monkeypatch):
+    card = replace(NAMED["mindalle-1.3b"], config=dataclasses.asdict(tiny("mindalle-1.3b")))
+    monkeypatch.setattr(catalog, "CARDS", [card])
+    unpacked, folder = tmp_path / "1.3B", tmp_path / card.name
+    unpacked.mkdir(), folder.mkdir()
+    model = put(card.name, unpacked)
+    (unpacked / "config.yaml").write_text("not asked for")
+    with tarfile.open(folder / "1.3B.tar.gz", "w:gz") as tar:
+        tar.add(unpacked, "./1.3B")
+    for words in ({"model_dir": tmp_path}, {"weights": unpacked}):
+        found = AutoLoader(TASK, card.name, **words).get_model()
+        assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in found.state_dict().items())
+        assert found.tokenizer.encode("cat") == [7]
+    held = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and ".zoo" not in path.parts}
+    assert held == {"1.3B.tar.gz", *(file.name for file in card.files)}
 
 
 # --- zoo's own ---

@@ -136,6 +136,12 @@ def to_train(name: str, width: int, depth: int, heads: int, params: int, source:
     )
 
 
+# The folder in its address is its md5, by the source's code.
+MIN_DALLE_ARCHIVE = File(
+    name="1.3B.tar.gz",
+    url="https://arena.kakaocdn.net/brainrepo/models/minDALL-E/57b008f02ceaa02b779c8b7463143315/1.3B.tar.gz",
+    size=4_720_000_000,
+)
 CARDS = (
     card(
         name="dalle",
@@ -152,12 +158,13 @@ CARDS = (
     to_train("dalle-12b", 3968, 64, 62, 12_390_424_454, "to train: arXiv 2102.12092, appendix B"),
     card(
         name="mindalle-1.3b",
-        # Published as one archive, whose top folder, 1.3B, holds these: unpack it into the model's folder.
-        # https://arena.kakaocdn.net/brainrepo/models/minDALL-E/57b008f02ceaa02b779c8b7463143315/1.3B.tar.gz (that md5)
-        files=(
-            File(name="stage2_last.ckpt", size=5_164_326_912),
-            File(name="stage1_last.ckpt", size=304_295_436),
-            *(File(name=name) for name in CHAR_BPE),
+        files=tuple(
+            File(name=name, size=size, archive=MIN_DALLE_ARCHIVE, path=f"1.3B/{name}")
+            for name, size in (
+                ("stage2_last.ckpt", 5_164_326_912),
+                ("stage1_last.ckpt", 304_295_436),
+                *((name, None) for name in CHAR_BPE),
+            )
         ),
         parts={"stage2_last.ckpt": "", "stage1_last.ckpt": "vqgan."},
         config=MIN_DALLE,

@@ -164,6 +164,8 @@ def about(card: Card, model_dir: Path | None) -> dict[str, Any]:
 def sources(file: File) -> list[str]:
     """Where a file can be had, in the order in which it is tried."""
     hub = [f"{file.repo} on the hub, {file.path or file.name}"] if file.repo else []
+    if file.archive:
+        return [f"{file.path or file.name} in {source}" for source in sources(file.archive)]
     return [*(["zoo itself"] if file.packaged else []), *filter(None, [file.url, *file.mirrors]), *hub]
 
 

@@ -1,8 +1,8 @@
 """A file that a card names -> a path on this machine that holds the published bytes.
 
-Looked for among the packaged assets, in the folder, then at its url, mirrors and hub id. Only verified bytes get
-the final name: they arrive in `<name>.part`, which an interrupted download leaves to be resumed, and are synced, hashed
-on the disk and renamed. Notes lie in `.zoo/` beside: `<name>.sha256` (verified), `<name>.source` (of the part), a lock.
+Looked for among the packaged assets, in the folder, then at its url, mirrors and hub id, or in its archive. Only
+verified bytes get the final name: they arrive in `<name>.part`, which an interrupted download leaves to be resumed, and
+are synced, hashed, renamed. Notes lie in `.zoo/` beside: `<name>.sha256` (verified), `<name>.source` (of a part), lock.
 Read from the environment: ZOO_HOME, XDG_CACHE_HOME, HF_ENDPOINT, and HF_HUB_OFFLINE, which forbids direct urls too.
 
 huggingface_hub gives a hub id its address and the user's token; the bytes come through this file, as its own downloader
@@ -20,11 +20,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePath
 
 from zoo.errors import ChecksumError, DiskFull, DownloadError, OfflineError
+from zoo.hub.archive import extract
+from zoo.hub.file import File
 
 CHUNK = 1 << 20  # bytes read at most at a time
 TRIES, PROGRESS = 4, 1 << 20  # a source is given up after so many failures in a row with fewer new bytes than that
@@ -33,21 +34,6 @@ CONNECT, SILENCE = 10.0, 20.0  # seconds to reach a server, and without a byte, 
 STALL = 60.0, 64 << 10  # so has one that brings fewer than these bytes in these seconds
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class File:
-    """One published file and where it can be had."""
-
-    name: str  # on this machine, below the model's folder
-    url: str | None = None
-    mirrors: tuple[str, ...] = ()  # tried after url, in order
-    repo: str | None = None  # hub id, tried last
-    path: str | None = None  # inside repo; None: as `name`
-    revision: str | None = None
-    packaged: str | None = None  # below zoo/assets/
-    sha256: str | None = None
-    size: int | None = None  # bytes, perhaps only about
 
 
 def home() -> Path:
@@ -76,10 +62,12 @@ def fetch(file: File, folder: Path | None = None, *, deadline: float | None = No
     target = _target(file, folder)
     download = _Download(file, target, deadline)
     if not target.is_file():
-        download.require_network()
+        archive = fetch(file.archive, folder, deadline=deadline) if file.archive else None
+        if not archive:
+            download.require_network()
         with download.alone():
             if not target.is_file():  # unless another process brought it while this one waited
-                return download.run()
+                return download.unpack(archive) if archive else download.run()
     download.verify(target, "Remove it to download it again, or pass weights= with its path to use it as it is.")
     return target
 
@@ -193,15 +181,27 @@ class _Download:
         """One source -> the file under its final name."""
         resumed = self.have() > 0
         self.transfer(url, headers)
-        with self.part.open("rb+") as stream:
-            os.fsync(stream.fileno())
         try:
-            self.verify(self.part, f"It came from {url} and was removed.")
+            return self.settle(url)
         except ChecksumError:
-            self.remove_part()
             if not resumed:
                 raise
             return self.obtain(url, headers)  # its beginning was of another run or source: once more, whole
+
+    def unpack(self, archive: Path) -> Path:
+        """The archive that holds it -> the file under its final name. The archive stays."""
+        extract(archive, self.file.path or self.file.name, self.part)
+        return self.settle(str(archive))
+
+    def settle(self, origin: str) -> Path:
+        """The part, if it is the published file, under its final name; else it is removed."""
+        with self.part.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        try:
+            self.verify(self.part, f"It came from {origin} and was removed.")
+        except ChecksumError:
+            self.remove_part()
+            raise
         os.replace(self.part, self.target)
         self.source.unlink(missing_ok=True)
         return self.target
