@@ -44,7 +44,7 @@ PROMPTS = (  # of the samples: concepts that the emoji test split draws in a sty
     *("红心", "红苹果", "火山", "旗: 巴西", "drooling face", "flag: Brazil", "hot beverage", "guitar"),
 )
 CHANGES_THE_DATA_OR_THE_MODEL = (
-    *("model", "dvae", "pairs", "pictures", "vocabulary", "language", "bpe_dropout", "caption_dropout"),
+    *("model", "dvae", "pairs", "pictures", "vocabulary", "language", "bpe_dropout", "caption_dropout", "code_dropout"),
     *("width", "depth", "heads", "text_length", "attention", "codes"),
 )
 
@@ -61,6 +61,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument("--vocabulary", type=Path, help="of the captions, by train_tokenizer.py; default: the emoji's")
     data.add_argument("--bpe-dropout", type=float, default=0.1, help="merges left out in training (%(default)s)")
     data.add_argument("--caption-dropout", type=float, default=0.1, help="captions left out (%(default)s)")
+    data.add_argument(
+        "--code-dropout", type=float, default=0.0, help="up to this part of codes is read as others (%(default)s)"
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--model", help="a card's sizes, and weights if it has any; default: a small untrained one")
     model.add_argument("--dvae", default="dvae-emoji-tiny", help="image tokenizer: a name, or a folder (%(default)s)")
@@ -119,7 +122,9 @@ def build(args: argparse.Namespace) -> tuple[Dalle, BpeTokenizer]:
             attention=args.attention,
             kernel=min(11, dvae.grid // 2 * 2 - 1),
         )
-    config = DalleConfig(image=dvae.config, transformer=sizes, caption_dropout=args.caption_dropout)
+    config = DalleConfig(
+        image=dvae.config, transformer=sizes, caption_dropout=args.caption_dropout, code_dropout=args.code_dropout
+    )
     tokenizer = BpeTokenizer(vocabulary, context_length=sizes.text_length)
     return Dalle(config, dvae, tokenizer=tokenizer), tokenizer
 

@@ -40,9 +40,10 @@ class Letters:
         return torch.tensor([row + [0] * (context_length - len(row)) for row in rows])
 
 
-def build(sizes: TransformerConfig = SIZES, dropout: float = 0.1) -> Dalle:
+def build(sizes: TransformerConfig = SIZES, dropout: float = 0.1, **words: float) -> Dalle:
     torch.manual_seed(0)
-    model = Dalle(DalleConfig(image=IMAGE, transformer=sizes, caption_dropout=dropout), tokenizer=Letters())
+    config = DalleConfig(image=IMAGE, transformer=sizes, caption_dropout=dropout, **words)
+    model = Dalle(config, tokenizer=Letters())
     for parameter in model.transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.25)
     return model.eval()
@@ -205,13 +206,34 @@ def test_the_loss_of_pictures_is_that_of_their_codes_and_the_dvae_stays_as_it_is
 
 def test_captions_are_left_out_as_often_as_asked_and_only_in_training():
     model, seen = build(dropout=0.3), []
-    model.transformer.forward = lambda text, codes: seen.append(text)
+    model.transformer.forward = lambda text, codes, read=None: seen.append(text)
     text, codes = torch.ones(2000, 6, dtype=torch.int64), torch.zeros(2000, 4, 4, dtype=torch.int64)
     model.eval()(text=text, codes=codes)
     model.train()(text=text, codes=codes)
     assert torch.equal(seen[0], text)
     whole, none = (seen[1] == 1).all(1), (seen[1] == 0).all(1)
     assert (whole | none).all() and 0.26 < none.float().mean() < 0.34
+
+
+def test_codes_are_read_as_others_evenly_up_to_the_part_asked_for_and_only_in_training(monkeypatch):
+    model, text = build(dropout=0.0, code_dropout=0.8), text_of(4).repeat(100, 1)
+    codes, read = torch.zeros(400, 4, 4, dtype=torch.int64), []
+    monkeypatch.setattr(model.transformer, "forward", lambda text, codes, seen=None: read.append((codes, seen)) or {})
+    torch.manual_seed(0)
+    model.train()(text=text, codes=codes)
+    model.eval()(text=text, codes=codes)
+    (predicted, seen), (_, unchanged) = read
+    assert unchanged is None and torch.equal(predicted, codes.flatten(1))
+    parts = (seen != 0).float().mean(1)  # one code in 16 becomes itself
+    assert parts.mean() == pytest.approx(0.4 * 15 / 16, abs=0.03)
+    assert parts.min() == 0 and parts.max() > 0.6  # a sample's part is its own
+
+
+def test_what_is_read_and_what_is_predicted_may_differ():
+    model, text, codes = build().transformer, text_of(2), torch.randint(16, (2, 16))
+    logits = model.logits(text, torch.zeros_like(codes))[1]
+    found = model(text, codes, torch.zeros_like(codes))["image"]
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten()))
 
 
 # --- at the door -----------------------------------------------------------------------------------------------------

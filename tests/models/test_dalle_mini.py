@@ -173,7 +173,7 @@ def test_recomputed_activations_give_the_same_gradients():
 
 def test_captions_are_emptied_as_often_as_asked_and_only_in_training():
     model, seen = build(replace(CONFIG, caption_dropout=0.3)), []
-    model.transformer.forward = lambda text, codes: seen.append(text)
+    model.transformer.forward = lambda text, codes, read=None: seen.append(text)
     text, codes = captions("abcd").expand(2000, -1), torch.zeros(2000, 3, 3, dtype=torch.int64)
     model.eval()(text=text, codes=codes)
     model.train()(text=text, codes=codes)

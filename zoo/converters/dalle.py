@@ -28,7 +28,7 @@ Table = dict[str, tuple[str, ...]]  # ours <- theirs, one below the other where 
 
 OURS, OUR_PICTURES, PICTURES = "transformer.", "dvae.", "vqgan."
 WRAPPERS = ("state_dict.", "module.")
-OUR_FIELDS = ("image", "transformer", "caption_dropout", "empty", "guidance")
+OUR_FIELDS = ("image", "transformer", "caption_dropout", "code_dropout", "empty", "guidance")
 MASKS = tuple(f"transformer.{pattern}_mask" for pattern in ("row", "col", "conv"))
 
 

@@ -118,7 +118,7 @@ def to_ours(state: Mapping[str, Tensor], config: Mapping) -> tuple[State, dict[s
     return state, {
         "image": image | {"size": transformer["grid"] << len(image["widths"]) - 1},
         "transformer": transformer,
-        **{name: config[name] for name in ("caption_dropout", "empty", "guidance") if name in config},
+        **{name: config[name] for name in ("caption_dropout", "code_dropout", "empty", "guidance") if name in config},
     }
 
 

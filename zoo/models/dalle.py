@@ -32,12 +32,15 @@ PLAIN = Sampling()
 @dataclass(frozen=True, kw_only=True)
 class DalleConfig:
     """A whole DALL-E. `caption_dropout`: the part of captions that training leaves out, without which guidance has
-    nothing to go away from; `empty`: the tokens before the padding of what then stands there. `guidance`: what
-    `generate` takes where none is asked for."""
+    nothing to go away from; `empty`: the tokens before the padding of what then stands there. `code_dropout`: up to
+    which part of a picture's codes training reads as others, so that the captions of a small data set are learnt, and
+    not its pictures by heart from their first codes (Bowman et al. 2016, 3.1). `guidance`: what `generate` takes where
+    none is asked for."""
 
     image: DvaeConfig | VqganConfig = field(default_factory=DvaeConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     caption_dropout: float = 0.1
+    code_dropout: float = 0.0
     empty: tuple[int, ...] = ()
     guidance: float = 1.0
 
@@ -105,7 +108,7 @@ class Dalle(nn.Module):
     def forward(self, text: Tensor, image: Tensor | None = None, codes: Tensor | None = None) -> dict[str, Tensor]:
         """Text tokens (B, T) with pictures (B, 3, H, W) of 0..1, or their codes (B, h, w) -> the transformer's loss.
 
-        In training, captions are left out at random, as `caption_dropout` says.
+        In training, captions are left out and codes read as others at random, as the config says.
         """
         if codes is None:
             with torch.no_grad():
@@ -113,7 +116,12 @@ class Dalle(nn.Module):
         if self.training and self.config.caption_dropout:
             dropped = torch.rand(len(text), 1, device=text.device) < self.config.caption_dropout
             text = torch.where(dropped, self.no_caption(text), text)
-        return self.transformer(text, codes.flatten(1))
+        codes, seen = codes.flatten(1), None
+        if self.training and self.config.code_dropout:
+            part = self.config.code_dropout * torch.rand(len(codes), 1, device=codes.device)
+            others = torch.randint_like(codes, self.dvae.vocab)
+            seen = torch.where(torch.rand(codes.shape, device=codes.device) < part, others, codes)
+        return self.transformer(text, codes, seen)
 
     def no_caption(self, like: Tensor) -> Tensor:
         """The tokens (1, T) that stand for no caption beside such tokens (B, T)."""

@@ -28,6 +28,7 @@ class DalleMiniConfig:
     image: VqganConfig = field(default_factory=lambda: VqganConfig(black=0.0))
     transformer: BartConfig = field(default_factory=BartConfig)
     caption_dropout: float = 0.1
+    code_dropout: float = 0.0
     empty: tuple[int, ...] = (0, 2)
     guidance: float = 10.0
 
@@ -73,9 +74,11 @@ class DalleMiniTransformer(nn.Module):
         before = F.pad(codes[:, :-1], (1, 0), value=self.config.start)
         return self.decoder(before, self.encoder(text, mask), mask)
 
-    def forward(self, text: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """Text tokens (B, T) and codes (B, N) -> "loss": nats per code, over all rows of the table as published."""
-        return {"loss": F.cross_entropy(self.logits(text, codes).flatten(0, 1).float(), codes.flatten())}
+    def forward(self, text: Tensor, codes: Tensor, seen: Tensor | None = None) -> dict[str, Tensor]:
+        """Text tokens (B, T) and codes (B, N) -> "loss": nats per code, over all rows of the table as published. `seen`
+        (B, N): what is read in place of `codes`."""
+        logits = self.logits(text, codes if seen is None else seen)
+        return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())}
 
 
 class DalleMiniDecoding:

@@ -161,12 +161,13 @@ class DalleTransformer(nn.Module):
         last = text.shape[1] - 1
         return self.text_head(x[:, :last]), self.image_head(x[:, last:-1])
 
-    def forward(self, text: Tensor, codes: Tensor) -> dict[str, Tensor]:
+    def forward(self, text: Tensor, codes: Tensor, seen: Tensor | None = None) -> dict[str, Tensor]:
         """Text tokens (B, T) and codes (B, N) -> "loss", and its two parts "text" and "image", in nats per token.
 
+        `seen` (B, N): what is read in place of `codes`, which are predicted all the same.
         The paper's weights: 1/8 for the text's, 7/8 for the image's. Padding is a token that is predicted as others.
         """
-        text_logits, image_logits = self.logits(text, codes)
+        text_logits, image_logits = self.logits(text, codes if seen is None else seen)
         text_loss = F.cross_entropy(text_logits.flatten(0, 1).float(), text[:, 1:].flatten())
         image_loss = F.cross_entropy(image_logits.flatten(0, 1).float(), codes.flatten())
         weight = self.config.text_weight
