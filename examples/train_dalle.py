@@ -31,7 +31,7 @@ from zoo.data import CsvDataset, collate_fn, dalle_train_transform, open_dataset
 from zoo.data.codes import CodesDataset, check_codes, codes_collate, encode_dataset
 from zoo.hub import File, fetch
 from zoo.models.dalle import Dalle, DalleConfig
-from zoo.models.dalle_transformer import TransformerConfig
+from zoo.models.dalle_transformer import DalleTransformer, TransformerConfig
 from zoo.pictures import grid
 from zoo.tokenizers import BpeTokenizer
 from zoo.training.options import add_options, trainer_words
@@ -97,16 +97,15 @@ def image_tokenizer(name: str) -> torch.nn.Module:
     return AutoLoader("img_tokenizing", name, device="cpu", dtype="float32").get_model()
 
 
-def build(args: argparse.Namespace) -> tuple[Dalle, BpeTokenizer]:
-    """The model to train and its tokenizer, whose file goes to the run folder: the weights are useless without it."""
+def build(args: argparse.Namespace, trainer: Trainer) -> Dalle:
+    """The model to train, its transformer in pieces under ZeRO-3. The tokenizer's file goes to the run folder: the
+    weights are useless without it."""
     args.run_folder.mkdir(parents=True, exist_ok=True)
     vocabulary = keep(args.vocabulary or fetch(EMOJI_VOCABULARY), args.run_folder / EMOJI_VOCABULARY.name)
     card = catalog.find("text2img", args.model) if args.model else None
     if card and card.files:
-        loader = AutoLoader("text2img", args.model, device="cpu", dtype="float32")
-        return loader.get_model(), loader.get_tokenizer()
+        return AutoLoader("text2img", args.model, device="cpu", dtype="float32").get_model()
     dvae = image_tokenizer(args.dvae)
-    torch.manual_seed(args.seed)
     if card:
         sizes = TransformerConfig.from_dict(card.config["transformer"] | {"attention": args.attention})
     else:
@@ -126,7 +125,8 @@ def build(args: argparse.Namespace) -> tuple[Dalle, BpeTokenizer]:
         image=dvae.config, transformer=sizes, caption_dropout=args.caption_dropout, code_dropout=args.code_dropout
     )
     tokenizer = BpeTokenizer(vocabulary, context_length=sizes.text_length)
-    return Dalle(config, dvae, tokenizer=tokenizer), tokenizer
+    torch.manual_seed(args.seed)
+    return Dalle(config, dvae, trainer.build(lambda: DalleTransformer(sizes)), tokenizer)
 
 
 def open_data(args: argparse.Namespace, model: Dalle, vocabulary: Path) -> tuple[Dataset, Dataset | None]:
@@ -176,8 +176,6 @@ def draw_samples(model: Dalle, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    model, _ = build(args)
-    train, held_out = open_data(args, model, args.run_folder / EMOJI_VOCABULARY.name)
     words = trainer_words(args)
     if not args.steps and not args.epochs:
         words["epochs"] = 10
@@ -188,6 +186,8 @@ def main(argv: list[str] | None = None) -> None:
         best="loss",
         **words,
     )
+    model = build(args, trainer)
+    train, held_out = open_data(args, model, args.run_folder / EMOJI_VOCABULARY.name)
 
     def evaluate(shown: Dalle) -> dict[str, float]:
         draw_samples(shown, args.run_folder / f"samples/{trainer.step:06}.png")

@@ -258,7 +258,12 @@ def files_are_named_for_what_they_hold(path: str, source: str) -> list[str]:
 def one_number_has_one_owner(path: str, source: str) -> list[str]:
     if not path.startswith("deepspeed_configs/"):
         return []
-    return [f"{path}: {key} is the Trainer's" for key in sorted(TRAINER_OWNS & set(json.loads(source)))]
+    config = json.loads(source)
+    if "enabled" not in config.get(
+        "bf16", {"enabled": True}
+    ):  # what only DeepSpeed knows of bf16, not whether it is on
+        del config["bf16"]
+    return [f"{path}: {key} is the Trainer's" for key in sorted(TRAINER_OWNS & set(config))]
 
 
 RULES: list[Callable[[str, str], list[str]]] = [
@@ -408,6 +413,7 @@ PLANTED = [
     (files_are_named_for_what_they_hold, "zoo/helpers/text.py", ""),
     (files_are_named_for_what_they_hold, "tests/clip_utils.py", ""),
     (one_number_has_one_owner, "deepspeed_configs/zero2.json", '{"train_batch_size": 8}'),
+    (one_number_has_one_owner, "deepspeed_configs/zero2.json", '{"bf16": {"enabled": true}}'),
 ]
 ALLOWED = [
     (
@@ -436,6 +442,7 @@ ALLOWED = [
     (functions_are_short, "zoo/hub.py", "def f():\n" + "    x = 1\n" * (LONGEST_FUNCTION - 1)),
     (files_are_named_for_what_they_hold, "zoo/weights/read.py", ""),
     (one_number_has_one_owner, "deepspeed_configs/zero2.json", '{"zero_optimization": {"stage": 2}}'),
+    (one_number_has_one_owner, "deepspeed_configs/zero2.json", '{"bf16": {"bf16_optimizer_states": true}}'),
 ]
 
 

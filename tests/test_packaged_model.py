@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from argparse import Namespace
 
 import pytest
 from torch.utils.data import Subset
 
 from zoo import AutoLoader
 from zoo.catalog import cards, find
+from zoo.commands.evaluate_text2img import found_again
+from zoo.commands.model_options import load_matcher
 from zoo.data import open_dataset
+from zoo.data.codes import fingerprint
 from zoo.hub import fetch
 from zoo.metrics.embed import embed
 from zoo.metrics.reconstruction import reconstruction
 from zoo.metrics.retrieval import recall
 
+TEMPERATURE = 0.7  # that of the card's figures
 TINY = find("txt_img_matching", "clip-emoji-tiny")
 
 
@@ -53,3 +58,23 @@ def test_the_tiny_dvae_brings_pictures_back_as_its_card_says():
     found = reconstruction(model.encode, model.decode, model.vocab, Subset(dataset, range(0, len(dataset), 3)))
     assert found["psnr"] == pytest.approx(card.figures["emoji_test_psnr"], abs=0.3)
     assert found["code_perplexity"] == pytest.approx(card.figures["emoji_test_code_perplexity"], rel=0.1)
+
+
+def test_the_tiny_dalle_draws_what_is_found_again_about_as_often_as_its_card_says():
+    card = find("text2img", "dalle-emoji-tiny")
+    model = AutoLoader(card.task, card.name, device="cpu").get_model()
+    assert sum(p.numel() for p in model.parameters()) == card.params
+    dvae = AutoLoader("img_tokenizing", "dvae-emoji-tiny", device="cpu").get_model()
+    assert fingerprint(model.dvae) == fingerprint(dvae)  # so that codes of one are those of the other
+    matcher = load_matcher(Namespace(model=TINY.name, model_dir=None, weights=None, device="cpu"))
+    dataset = open_dataset("emoji", "test", language=None)
+    captions = list(dict.fromkeys(dataset.row(i)["caption_en"] for i in range(len(dataset))))
+    prompts = captions[::15]
+    drawn = model.generate(prompts, temperature=TEMPERATURE, progress=False)
+    share = 100 * found_again(matcher, [pictures[0] for pictures in drawn], prompts, captions)[1]
+    assert share == pytest.approx(card.figures["emoji_test_en_r1"], abs=10)  # 126 pictures: a deviation is 4
+
+
+def test_what_draws_is_small():
+    files = {file.packaged: file.size for card in cards() for file in card.files if file.packaged}
+    assert sum(size for name, size in files.items() if "dalle" in name or "dvae" in name) <= 25_000_000

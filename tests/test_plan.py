@@ -71,6 +71,27 @@ def test_dalle_of_twelve_billion_is_what_deepspeeds_estimator_says_and_activatio
     assert 0.7 < plans["zero3_offload"]["need"]["activations"] / 2**30 < 1.5
 
 
+@pytest.mark.parametrize(
+    ("machine", "advised", "device"),
+    [
+        ("--gpus 1 --gpu-memory 80GB --host-memory 128GiB", "dalle_12b_zero3_offload", 67e9),
+        ("--gpus 8 --gpu-memory 80GB --host-memory 512GB", "zero3", 32e9),
+    ],
+    ids=["one GPU", "eight GPUs"],
+)
+def test_the_card_of_twelve_billion_is_planned_for(machine: str, advised: str, device: float, capsys):
+    """The transformer's 12.3 billion and the dVAE's 98 million, which are not trained. By hand, of T trained: alone
+    2 T, and two fifths of 8 T; among eight, of 18 T an eighth; and 2 to 4 GB of buffers and activations."""
+    found = planned(
+        capsys, "dalle-12b", "--precision", "bf16", "--checkpoint-activations", *machine.split(), *MACHINE[4:]
+    )
+    assert found["sizes"] == {"parameters": 12_390_424_454, "trained": 12_292_808_448, "largest": 66_027_520}
+    best = next(plan for plan in found["plans"] if plan["fits"])
+    assert f"--deepspeed-config {advised} " in best["settings"]
+    assert best["need"]["device"] == pytest.approx(device, rel=0.02)
+    assert all(plan["setup"]["zero_init"] for plan in found["plans"])
+
+
 def test_what_is_advised_is_the_first_that_fits(capsys: pytest.CaptureFixture):
     assert main(["plan", "clip-base-p32-224", *MACHINE]) == 0
     assert capsys.readouterr().out.endswith("take: --env-type pytorch\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -47,10 +48,20 @@ def wait(processes: list[subprocess.Popen], seconds: float) -> list[int]:
             process.wait()
 
 
+def together(jobs: list[dict], world: int, folder: Path, seconds: float = 900) -> None:
+    """The jobs, each in its folder under `folder`, by so many processes; fails where one of them does not end."""
+    file = folder / f"jobs-{len(list(folder.glob('jobs-*.json')))}.json"
+    file.write_text(json.dumps([job | {"folder": str(folder / job["folder"])} for job in jobs]))
+    with file.with_suffix(".txt").open("w") as output:
+        codes = wait(start(file, world, output), seconds)
+    assert codes == [0] * world, file.with_suffix(".txt").read_text()[-3000:]
+
+
 @pytest.fixture(scope="session")
 def ranks() -> SimpleNamespace:
-    """`ranks.start(jobs, world, output)` and `ranks.wait(processes, seconds)`."""
-    return SimpleNamespace(start=start, wait=wait)
+    """`ranks.start(jobs, world, output)`, `ranks.wait(processes, seconds)`, and `ranks.together(jobs, world, folder)`,
+    which does both."""
+    return SimpleNamespace(start=start, wait=wait, together=together)
 
 
 @pytest.fixture(scope="session")

@@ -123,6 +123,28 @@ def test_the_disk_holds_the_checkpoints_and_the_one_being_written():
     assert three.disk - two.disk == two.checkpoint and two.disk > 3 * two.checkpoint
 
 
+def test_a_model_built_in_pieces_is_never_whole_on_a_host():
+    """At stage 3 only, and not from NVMe. Pieces lie in fp32 where an offloaded optimizer will be."""
+    whole = [host_states(DALLE, bf16(stage)) for stage in (2, 3)]
+    pieces = [host_states(DALLE, bf16(stage, zero_init=True)) for stage in (2, 3)]
+    assert whole[0] == whole[1] == pieces[0] == int(1.5 * 4 * DALLE.parameters)
+    assert pieces[1] == int(1.5 * 4 * DALLE.largest)
+    little = bf16(3, offload_optimizer="cpu", ratio=0.1, zero_init=True)
+    assert host_states(DALLE, little) == int(1.5 * 4 * (DALLE.largest + DALLE.parameters))
+
+
+def test_states_in_bf16_are_half_and_only_for_bf16():
+    setup = bf16(3, offload_optimizer="cpu", ratio=0.6, zero_init=True)
+    half = replace(setup, half_states=True)
+    assert 2 * host_states(DALLE, half) == pytest.approx(host_states(DALLE, setup))
+    # reference: 2 bytes a parameter, and of 8 more two fifths; the rest on the host
+    assert device_states(DALLE, half) == pytest.approx((2 + 0.4 * 8) * DALLE.parameters + 4 * DALLE.largest)
+    machine = Machine(gpu=200 * GIB, host=500 * GIB)
+    assert lacks(need(DALLE, half, 0), half, machine) is None
+    single = replace(half, precision="fp32")
+    assert lacks(need(DALLE, single, 0), single, machine) == "is for bf16"
+
+
 # --- setups ----------------------------------------------------------------------------------------------------------
 def test_every_config_that_ships_is_known_and_read():
     files = {path.stem: json.loads(path.read_text()) for path in (ROOT / "deepspeed_configs").glob("*.json")}

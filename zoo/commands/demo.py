@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.commands.evaluate import figures, in_words, retrieval, zero_shot
+from zoo.commands.generate import TINY
 from zoo.commands.match import match
 from zoo.commands.model_options import Matcher, add_model_options, load_matcher
 from zoo.commands.tables import in_millions
@@ -18,16 +19,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STEPS, BATCH = 30, 64
+CANDIDATES, TEMPERATURE = 8, 0.7
 # Ten concepts of the test split from nine groups, chosen before any model was trained on it.
 CAPTIONS = (
     *("tulip", "cow face", "tomato", "volcano", "oncoming police car"),
     *("candle", "bullseye", "thumbs up", "drooling face", "flag: Brazil"),
 )
 
+PROMPTS = (*CAPTIONS, "红心", "火山", "旗: 法国", "猫脸")
+
 
 def register(commands: argparse._SubParsersAction, **settings: object) -> None:
     """Adds the command."""
-    parser = commands.add_parser("demo", help="a tour: match, measure, classify and train, all offline", **settings)
+    parser = commands.add_parser(
+        "demo", help="a tour: match, measure, classify, draw and train, all offline", **settings
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("demo"), help="folder for pictures and the run (default: demo)"
     )
@@ -56,14 +62,20 @@ def run(args: argparse.Namespace) -> int:
     say(4, "telling flags, faces, hearts, ... apart by the nearest word, without having learnt kinds")
     print(f"    {in_words(zero_shot(matcher, 'emoji', 'test'))}")
 
+    picture = args.out / "generated.png"
+    say(5, f"drawing {len(PROMPTS)} prompts, {CANDIDATES} pictures of each; {args.model} says which is best")
+    draw_prompts(matcher, picture)
+    print(f"    drawn: {picture}")
+
     folder = new_folder(args.out / "run")
-    say(5, f"training a new model of the same size for {STEPS} steps of {BATCH} pairs")
+    say(6, f"training a new model of the same size for {STEPS} steps of {BATCH} pairs")
     for line in train(matcher, folder):
         print(f"    step {line['step']:3}  loss {line['loss']:.3f}")
     print(f"    kept in {folder}: settings.json, log.jsonl, checkpoints, model.safetensors")
 
-    say(6, f"done in {time.monotonic() - start:.0f} s; look at {picture}, then try")
+    say(7, f"done in {time.monotonic() - start:.0f} s; look at the pictures in {args.out}, then try")
     print('    zoo match YOUR.png --text "a cat" --text "a dog" --plot match.png')
+    print('    zoo generate "a red apple" --n 4 --temperature 0.7')
     print("    zoo train clip --run-folder runs/first --steps 500")
     print("    zoo list")
     return 0
@@ -71,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def say(number: int, text: str) -> None:
     """A step of the tour."""
-    print(f"[{number}/6] {text}", flush=True)
+    print(f"[{number}/7] {text}", flush=True)
 
 
 def draw_matches(matcher: Matcher, path: Path) -> Iterator[tuple[str, int, int]]:
@@ -92,6 +104,18 @@ def draw_matches(matcher: Matcher, path: Path) -> Iterator[tuple[str, int, int]]
         maps.append(similarity_map(images, captions, scores.tolist(), right=right, title=title, span=(0, 1), cell=64))
         yield name, sum(int(best) == i for i, best in enumerate(scores.argmax(1))), len(chosen)
     beside(maps).save(path)
+
+
+def draw_prompts(matcher: Matcher, path: Path) -> None:
+    """Draws the best of several pictures of each prompt into a file."""
+    from zoo import AutoLoader
+    from zoo.generation.rerank import clip_score
+    from zoo.pictures import grid
+
+    model = AutoLoader("text2img", TINY, device=matcher.device).get_model()
+    rerank = clip_score(matcher.model, matcher.tokenizer, matcher.transform)
+    drawn = model.generate(PROMPTS, candidates=CANDIDATES, rerank=rerank, temperature=TEMPERATURE)
+    grid([pictures[0] for pictures in drawn], 7, PROMPTS, cell=96).save(path)
 
 
 def beside(maps: list[Image]) -> Image:

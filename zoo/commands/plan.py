@@ -24,8 +24,8 @@ EXAMPLES = """\
 examples:
   zoo plan clip-base-p32-224 --batch-size 64
   zoo plan clip-huge-p14-224-laion2b --batch-size 32 --gpus 8 --gpu-memory 24GB --host-memory 256GB --precision bf16
-  zoo plan --parameters 12.3e9 --layers 64 --width 3968 --context 1280 --precision bf16 --gpu-memory 80GB \\
-    --host-memory 512GB --checkpoint-activations
+  zoo plan dalle-12b --precision bf16 --checkpoint-activations --gpus 8 --gpu-memory 80GB --host-memory 512GB
+  zoo plan --parameters 1.3e9 --layers 24 --width 2048 --context 1024 --gpu-memory 80GB --host-memory 512GB
 """
 
 
@@ -46,9 +46,7 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
     parser.add_argument("--keep", type=int, default=3, metavar="N", help="checkpoints (default: %(default)s)")
     parser.add_argument("--gpus", type=int, metavar="N", help="on each machine (default: this machine's)")
     parser.add_argument("--machines", type=int, default=1, metavar="N", help="alike (default: %(default)s)")
-    parser.add_argument(
-        "--gpu-memory", type=size, metavar="SIZE", help="of each GPU, as 80GB (default: this machine's)"
-    )
+    parser.add_argument("--gpu-memory", type=size, metavar="SIZE", help="of each, as 80GB (default: this machine's)")
     parser.add_argument("--host-memory", type=size, metavar="SIZE", help="of each machine (default: this one's)")
     parser.add_argument("--disk", type=size, metavar="SIZE", help="free on each machine (default: here and now)")
     parser.add_argument("--deepspeed-config", metavar="FILE", help="plan for a file of your own too")
@@ -87,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.gpus is not None and args.gpus < 1:
         raise SettingsError(f"--gpus {args.gpus}: give 1 or more, or leave it out on a machine without")
     gpus, machine = machine_of(args)
+    sizes, activations, family = network_of(args)
     wanted = Setup(
         precision=args.precision,
         batch_size=args.batch_size,
@@ -96,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
         checkpoint_activations=args.checkpoint_activations,
         ema=args.ema,
         keep=args.keep,
+        zero_init=family in IN_PIECES,
     )
-    sizes, activations = network_of(args)
     configs = [*KNOWN, *([args.deepspeed_config] if args.deepspeed_config else [])]
     if args.ema:
         configs.remove("zero3_nvme")  # the Trainer refuses an average of weights that lie on NVMe
@@ -111,8 +110,7 @@ def run(args: argparse.Namespace) -> int:
     print(in_table(found))
     if any(plan.need.never_together for plan in found):
         print("device is the peak: without accumulation gradients come as activations go, and the larger counts")
-    best = next((plan for plan in found if plan.lacks is None), None)
-    if best is not None:
+    if best := next((plan for plan in found if plan.lacks is None), None):
         print(f"take: {settings_of(best)}")
         return 0
     again = replace(wanted, checkpoint_activations=True)
@@ -152,14 +150,14 @@ def host_memory() -> int:
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
-def network_of(args: argparse.Namespace) -> tuple[Sizes, Callable[[Setup], int]]:
-    """The sizes of what the options name, and a setup -> bytes of a micro-batch's activations."""
+def network_of(args: argparse.Namespace) -> tuple[Sizes, Callable[[Setup], int], str | None]:
+    """The sizes of what the options name, a setup -> bytes of a micro-batch's activations, and the family of a name."""
     from zoo.training.activations import activation_bytes, largest_layer
     from zoo.training.memory import Sizes
 
     if (args.name is None) == (args.parameters is None):
         raise SettingsError("say what to plan for: a NAME that `zoo list` shows, or --parameters with --layers ...")
-    model, batch = by_sizes(args) if args.name is None else by_name(args)
+    model, batch, family = by_sizes(args) if args.name is None else by_name(args)
     total = args.parameters or sum(p.numel() for p in model.parameters())
 
     @cache
@@ -173,11 +171,11 @@ def network_of(args: argparse.Namespace) -> tuple[Sizes, Callable[[Setup], int]]
 
     trained = total if args.parameters else sum(p.numel() for p in model.parameters() if p.requires_grad)
     sizes = Sizes(parameters=total, trained=trained, largest=min(total, largest_layer(model)))
-    return sizes, lambda setup: measured(setup.computing, setup.checkpoint_activations)
+    return sizes, lambda setup: measured(setup.computing, setup.checkpoint_activations), family
 
 
-def by_name(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a card, on meta, and a batch for it. Raises UnknownModel, SettingsError."""
+def by_name(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any], str]:
+    """The network of a card, on meta, a batch for it, and its family. Raises UnknownModel, SettingsError."""
     import torch
 
     from zoo import AutoLoader
@@ -193,11 +191,11 @@ def by_name(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
         model = AutoLoader(card.task, card.name, device="cpu").get_model().to("meta")
     else:
         raise SettingsError(f"{card.name} has no fixed size: name another model, or give --parameters ...")
-    return model, BATCHES[card.family](model, args.batch_size)
+    return model, BATCHES[card.family](model, args.batch_size), card.family
 
 
-def by_sizes(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
-    """A causal transformer, on meta, with heads of 64 and as large a vocabulary as the parameters leave."""
+def by_sizes(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any], None]:
+    """A causal transformer, on meta, with heads of 64 and as large a vocabulary as the parameters leave; no family."""
     import torch
     from torch import Tensor, nn
 
@@ -231,7 +229,7 @@ def by_sizes(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
             return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())}
 
     with blank(), torch.device("meta"):
-        return Causal(), {"tokens": torch.zeros(args.batch_size, context, dtype=torch.int64, device="meta")}
+        return Causal(), {"tokens": torch.zeros(args.batch_size, context, dtype=torch.int64, device="meta")}, None
 
 
 def clip_batch(model: Any, samples: int) -> dict[str, Any]:
@@ -247,7 +245,17 @@ def clip_batch(model: Any, samples: int) -> dict[str, Any]:
     return {"image": torch.empty(samples, 3, model.image_size, model.image_size, device="meta"), "text": tokens}
 
 
-BATCHES: dict[str, Callable[[Any, int], dict[str, Any]]] = {"clip": clip_batch}
+def dalle_batch(model: Any, samples: int) -> dict[str, Any]:
+    """Captions and codes, on meta: the dVAE is done, and its memory free, before the transformer begins."""
+    import torch
+
+    sizes = model.transformer.config
+    shapes = {"text": (sizes.text_length,), "codes": (sizes.grid, sizes.grid)}
+    return {name: torch.empty(samples, *shape, dtype=torch.int64, device="meta") for name, shape in shapes.items()}
+
+
+BATCHES: dict[str, Callable[[Any, int], dict[str, Any]]] = {"clip": clip_batch, "dalle": dalle_batch}
+IN_PIECES = {"dalle"}  # families whose training script builds the model with Trainer.build
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------

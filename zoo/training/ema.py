@@ -27,6 +27,8 @@ class Ema:
                 "ema needs the weights at every update, and NVMe holds them: set ema=0, or offload to cpu"
             )
         self.live = {name: p for name, p in engine.pieces()[WEIGHTS].items() if name in engine.trained}
+        if any(p.values.dtype != torch.float32 for p in self.live.values()):
+            raise SettingsError("ema needs weights in fp32, and deepspeed_config keeps them in bf16: set ema=0")
         self.pieces = {name: Piece(p.values.clone(), p.shape, p.start) for name, p in self.live.items()}
 
     @torch.no_grad()

@@ -183,6 +183,8 @@ def plans(
 
 def lacks(need: Need, setup: Setup, machine: Machine) -> str | None:
     """What the machine has too little of, and by how much; None if the run fits."""
+    if setup.half_states and setup.precision != "bf16":
+        return "is for bf16"
     device = need.device if setup.gpu else 0
     pairs = (
         ("GPU", device, machine.gpu),
@@ -253,8 +255,11 @@ def host_states(sizes: Sizes, setup: Setup) -> int:
     """Weights, gradients and optimizer on one host: offloaded, or for the moment in which each process builds them."""
     low = 4 if setup.precision == "fp32" else 2
     machines = setup.world_size // setup.per_machine
-    built = sizes.largest if setup.zero_init else sizes.parameters
+    pieces = setup.zero_init and setup.stage == 3 and setup.offload_param != "nvme"
+    built = sizes.largest if pieces else sizes.parameters
     built *= 4 * setup.per_machine if setup.gpu else 0  # without a GPU the model stays where it was built
+    if pieces and setup.offload_optimizer:  # until the end in fp32, where the optimizer will be
+        built += 4 * sizes.parameters // machines
     if setup.stage is None:
         return built
     single = 2 if setup.half_states else 4

@@ -56,6 +56,22 @@ class Trainer:
             )
         return model(**{name: value for name, value in data.items() if name not in NOT_FOR_THE_MODEL})
 
+    def build(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """make(), the model to train, or a part of it; under ZeRO-3 in pieces, so that no process holds it whole.
+
+            model = trainer.build(lambda: Dalle(config, dvae))
+            trainer.train(model, ...)
+
+        The weights are those that make() gives by itself: parameters may be shared, scaled or loaded, by AutoLoader
+        too. Under ZeRO-3 a parameter is whole only from when make() touches it until it touches another, the model
+        does not compute before `train`, and `numel()` of a parameter is 0. Every rank must make the same model. Starts
+        processes as `train` does. Raises SettingsError, LaunchError, MissingPackage.
+        """
+        relaunch(self.settings)
+        engine_type = find_engine(self.settings.env_type)
+        engine_type.join(self.settings)
+        return engine_type.build(make, self.settings)
+
     def train(
         self,
         model: nn.Module,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import SettingsError
-from zoo.training.engines.deepspeed_config import build_config, offload_of, prepare_nvme, read_config
+from zoo.training.engines.deepspeed_config import build_config, half_states, offload_of, prepare_nvme, read_config
 from zoo.training.settings import Settings
 
 FILES = ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "zero3_nvme", "dalle_12b_zero3_offload"]
@@ -111,10 +111,21 @@ def test_what_is_given_is_not_changed():
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_is_found_by_its_name_and_holds_nothing_the_trainer_owns(name):
     config = read_config(name)
-    assert set(config) <= {"zero_optimization", "aio"}
+    assert set(config) <= {"zero_optimization", "aio", "bf16"} and "enabled" not in config.get("bf16", {})
     assert config["zero_optimization"]["stage"] == int(name.partition("zero")[2][0])
     assert ("offload" in name) == (offload_of(config, "optimizer") == "cpu")
-    assert built(name)["zero_optimization"] == config["zero_optimization"]
+    assert built(name, precision="bf16")["zero_optimization"] == config["zero_optimization"]
+
+
+def test_states_in_bf16_are_for_runs_in_bf16_and_come_together():
+    name = "dalle_12b_zero3_offload"
+    assert half_states(built(name, precision="bf16")) and not half_states(built("zero3", precision="bf16"))
+    for precision in ("fp32", "fp16"):
+        with pytest.raises(SettingsError, match="precision='bf16'"):
+            built(name, precision=precision)
+    for key in ("bf16_master_weights_and_grads", "bf16_optimizer_states"):
+        with pytest.raises(SettingsError, match="give both"):
+            built(zero(3) | {"bf16": {key: True}}, precision="bf16")
 
 
 def test_no_file_is_missing_above():

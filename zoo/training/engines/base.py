@@ -54,7 +54,8 @@ class Engine(Protocol):
 
     Built with (model, optimizer, settings, forward_step, trains=True): `optimizer` is the client's or None, see
     `build_optimizer`; forward_step(batch, model) is the client's forward; with trains=False only `evaluate` is called.
-    `join(settings)` makes this process one of the run's ranks, before anything asks which rank it is.
+    `join(settings)` makes this process one of the run's ranks, before anything asks which rank it is;
+    `build(make, settings)` then gives what make() does, as this engine wants it built; see `Trainer.build`.
     `model` is the client's module; `device` is where it is; `group_lrs` are the rates of the parameter groups at the
     start; `grad_norm` is the norm before clipping at the last update, a tensor of no dimension, or None before it;
     `trained` are the parameters that the optimizer has, by name; `replicated` says that every rank holds the whole

@@ -6,11 +6,11 @@ What is peculiar to DeepSpeed stands here and in the files beside this one that 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from zoo import distributed
 from zoo.errors import MissingPackage, SettingsError
 
-from ..optimizer import build_optimizer
 from ..settings import Settings
 from . import process_group
 from .base import (
@@ -38,11 +37,12 @@ from .base import (
     to_device,
 )
 from .deepspeed_config import build_config, offload_of, prepare_nvme
-from .deepspeed_start import initialize
+from .deepspeed_start import choose_optimizer, initialize
 from .extensions import wait_for_builds
 from .restore import check_optimizer, check_weights, update_groups
+from .sharded import WholeSizes, build_in_pieces, check_stage, in_pieces, place_rest, whole_shape
 from .waited import Waited
-from .zero_windows import Stage3, Stage12, Unsharded, Window
+from .zero_windows import Stage3, Stage12, Unsharded, Window, untrained
 
 logger = logging.getLogger("zoo.training")
 
@@ -55,30 +55,52 @@ class DeepspeedEngine:
     def join(settings: Settings) -> None:
         process_group.join(settings)
 
+    @staticmethod
+    def build(make: Callable[[], nn.Module], settings: Settings) -> nn.Module:
+        config = build_config(settings, distributed.world_size())
+        if config["zero_optimization"]["stage"] < 3:
+            return make()
+        if offload_of(config, "param") == "nvme":
+            logger.warning("each process builds the model whole: what goes to NVMe cannot be built in pieces")
+            return make()
+        deepspeed = _import_deepspeed(process_group.local_device(settings))
+        return build_in_pieces(deepspeed, make, config, DTYPES[settings.precision])
+
     def __init__(
         self, model: nn.Module, optimizer: Any, settings: Settings, forward_step: ForwardStep, *, trains: bool = True
     ):
         self.device, self.model, self.settings = process_group.local_device(settings), model, settings
         self.micro, self.grad_norm = 0, None
         step = build_step(model, settings, forward_step, self.device)
+        pieces = in_pieces(model)
         if not trains:
+            if pieces and not hasattr(model, "ds_id"):  # that of DeepSpeed's hooks, which join the pieces
+                raise SettingsError(
+                    "the model was built in pieces, which are joined once it trains: call train() first"
+                )
             self.ds = step.to(self.device)
             return
-        check_masters(model)
         config = build_config(settings, distributed.world_size())
         deepspeed = _import_deepspeed(self.device)
         self.stage = config["zero_optimization"]["stage"]
         self.replicated = self.stage == 0
+        if pieces:
+            check_stage(self.stage)
+            place_rest(step, self.device, DTYPES[settings.precision])
+        else:
+            check_masters(model)
         if self.stage < 3:
             step.to(self.device)
         names = {id(p): name for name, p in model.named_parameters()}
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self.shapes = {name: whole_shape(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
         self.order = canonical_names(model)
-        self.optimizer = _choose_optimizer(model, optimizer, settings, config)
+        with WholeSizes():
+            self.optimizer = choose_optimizer(deepspeed, model, optimizer, settings, config)
         self.group_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         self.trained = {name: p for name, p in model.named_parameters() if id(p) in trained}
-        if prepare_nvme(config, settings, [p.numel() for p in self.trained.values()], distributed.world_size()):
+        sizes = [math.prod(self.shapes[name]) for name in self.trained]
+        if prepare_nvme(config, settings, sizes, distributed.world_size()):
             _check_nvme()
         self.ds = initialize(deepspeed, step, self.optimizer, config)
         self.zero = self._find_windows(names)
@@ -157,20 +179,10 @@ class DeepspeedEngine:
 
     # --- state -------------------------------------------------------------------------------------------------------
     def _unsharded(self) -> dict[str, Piece]:
-        """What no optimizer has: buffers, and parameters that are not trained, which stage 3 shards too."""
-        found, state = {}, self.model.state_dict(keep_vars=True)
-        for name in dict.fromkeys(self.order.values()):
-            tensor = state[name]
-            if name in self.trained and self.stage:
-                continue
-            if hasattr(tensor, "ds_tensor"):
-                size, rank = tensor.partition_numel(), distributed.rank()
-                numel = max(0, min(size, tensor.ds_numel - rank * size))
-                part = tensor.ds_tensor.detach().reshape(-1)[:numel]
-                found[name] = Piece(part, self.shapes[name], rank * size)
-            else:
-                found[name] = Piece(tensor.detach(), tuple(tensor.shape))
-        return found
+        """Without ZeRO, everything; with it, what no optimizer has."""
+        state, trained = self.model.state_dict(keep_vars=True), self.trained if self.stage else ()
+        names = [name for name in dict.fromkeys(self.order.values()) if name not in trained]
+        return {name: untrained(state[name], self.shapes[name], distributed.rank()) for name in names}
 
     def pieces(self) -> dict[str, dict[str, Piece]]:
         mine = {}
@@ -226,18 +238,18 @@ class DeepspeedEngine:
                     state[kind] = torch.zeros_like(flat, requires_grad=False)
                 source.fill(kind, window.name, window.piece(state[kind]))
             for kind, value in numbers.get(window.name, {}).items():
-                state[kind] = self._as_counted(kind, value)
+                state[kind] = self._as_counted(kind, value, window.group)
         update_groups(self.optimizer.param_groups, source.engine["groups"])
         scale = (source.engine.get("scaler") or {}).get("scale")
         if scale and self.settings.precision == "fp16":
             self.ds.optimizer.cur_scale = scale
         self.refresh()
 
-    def _as_counted(self, kind: str, value: Any) -> Any:
+    def _as_counted(self, kind: str, value: Any, group: int) -> Any:
         """torch's optimizers count their steps in a tensor, DeepSpeed's in an int."""
         if kind != "step":
             return value
-        torchs = type(self.optimizer).__module__.startswith("torch.")
+        torchs = type(self.optimizer).__module__.startswith("torch.") or group in self.zero.backed
         return torch.tensor(float(value)) if torchs else int(value)
 
     def refresh(self) -> None:
@@ -259,35 +271,6 @@ def _import_deepspeed(device: torch.device) -> Any:
     # Only its inference uses this one; every start would build it, and leave 69 MB per rank in shared memory.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def _choose_optimizer(model: nn.Module, client: Any, settings: Settings, config: dict[str, Any]) -> Any:
-    """The client's, or AdamW: DeepSpeed's for the CPU where the optimizer is offloaded. Raises SettingsError."""
-    offload = offload_of(config, "optimizer")
-    if offload == "none":
-        return build_optimizer(model, settings, client)
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    if isinstance(client, torch.optim.Optimizer):
-        if not isinstance(client, DeepSpeedCPUAdam):
-            raise SettingsError(
-                f"deepspeed_config offloads the optimizer to {offload}, and train() was given a "
-                f"{type(client).__name__}, which would run slowly there: pass optimizer=None, or a function model -> "
-                "parameter groups, and the engine takes DeepSpeedCPUAdam over them"
-            )
-        return build_optimizer(model, settings, client)
-    wait_for_builds(("cpu_adam",))
-    try:
-        return build_optimizer(model, settings, client, partial(DeepSpeedCPUAdam, adamw_mode=True))
-    except (RuntimeError, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        logger.warning(
-            "DeepSpeedCPUAdam cannot be built here (%s), so torch's AdamW runs on the CPU, to the same weights but "
-            "more slowly: install g++ and ninja",
-            first,
-        )
-        config["zero_force_ds_cpu_optimizer"] = False
-        return build_optimizer(model, settings, client)
 
 
 def _check_nvme() -> None:

@@ -88,6 +88,7 @@ def build_config(settings: Settings, world_size: int) -> dict[str, Any]:
             on,
         )
         config[key] = given | {"enabled": on}
+    _check_half_states(config["bf16"])
     if zero["stage"] == 0:
         config["gradient_clipping"] = 0.0  # the engine clips: 0.19.8 fails on parameters without dimensions
     _check_optimizer(_section(config, "optimizer"), settings)
@@ -113,6 +114,11 @@ def _section(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
 def offload_of(config: Mapping[str, Any], what: str) -> str:
     """Where the "optimizer" or the "param" go: none, cpu or nvme."""
     return (config["zero_optimization"].get(f"offload_{what}") or {}).get("device") or "none"
+
+
+def half_states(config: Mapping[str, Any]) -> bool:
+    """Whether master weights and the optimizer's states are in bf16."""
+    return bool((config.get("bf16") or {}).get("bf16_optimizer_states"))
 
 
 def prepare_nvme(config: dict[str, Any], settings: Settings, sizes: list[int], world_size: int) -> bool:
@@ -155,6 +161,16 @@ def _check_sharding(zero: dict[str, Any]) -> None:
             raise SettingsError(
                 f"deepspeed_config offloads the {what} {detail} at ZeRO stage {stage}, which needs stage {needed}"
             )
+
+
+def _check_half_states(bf16: Mapping[str, Any]) -> None:
+    """DeepSpeed 0.19.8 takes them for a run in fp32 too, and makes an optimizer in bf16 over it."""
+    asked = {key: bool(bf16.get(key)) for key in ("bf16_master_weights_and_grads", "bf16_optimizer_states")}
+    if any(asked.values()) and not (all(asked.values()) and bf16["enabled"]):
+        raise SettingsError(
+            f"deepspeed_config's bf16 has {json.dumps(asked)}: give both, with precision='bf16' to the trainer, "
+            "or neither"
+        )
 
 
 def _check_optimizer(section: Mapping[str, Any], settings: Settings) -> None:

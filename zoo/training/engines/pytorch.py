@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,10 @@ class PytorchEngine:
                 f"env_type='pytorch' in one of {place.world_size} processes that {place.launcher} started: use "
                 "env_type='pytorchDDP' or 'deepspeed', or 'auto' to have it follow from the launcher"
             )
+
+    @staticmethod
+    def build(make: Callable[[], nn.Module], settings: Settings) -> nn.Module:
+        return make()
 
     def __init__(
         self, model: nn.Module, optimizer: Any, settings: Settings, forward_step: ForwardStep, *, trains: bool = True

@@ -32,10 +32,19 @@ class Window:
         return Piece(flat.detach().reshape(-1).narrow(0, self.at, self.numel), self.shape, self.start)
 
 
+def untrained(tensor: Tensor, shape: tuple[int, ...], rank: int) -> Piece:
+    """This rank's piece of a buffer, or of a parameter that is not trained, which stage 3 shards too."""
+    if not hasattr(tensor, "ds_tensor"):
+        return Piece(tensor.detach(), tuple(tensor.shape))
+    size = tensor.partition_numel()
+    numel = max(0, min(size, tensor.ds_numel - rank * size))
+    return Piece(tensor.ds_tensor.detach().reshape(-1)[:numel], shape, rank * size)
+
+
 class Unsharded:
     """Stage 0: every rank holds each parameter whole, as torch's optimizers do."""
 
-    swaps = False
+    swaps, backed = False, frozenset()
 
     def __init__(self, optimizer: Any, trained: Mapping[str, nn.Parameter]):
         self.flats = list(trained.values())
@@ -59,7 +68,7 @@ class Unsharded:
 class Stage12:
     """Stages 1 and 2 (deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer)."""
 
-    swaps = False
+    swaps, backed = False, frozenset()
 
     def __init__(self, zero: Any, names: Mapping[int, str]):
         self.zero, self.flats = zero, zero.single_partition_of_fp32_groups
@@ -87,10 +96,14 @@ class Stage12:
 
 
 class Stage3:
-    """Stage 3 (deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3), offloaded or not."""
+    """Stage 3 (deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3), offloaded or not.
+
+    `backed` are the groups which partial offload leaves on the device, for a torch AdamW of its own.
+    """
 
     def __init__(self, zero: Any, names: Mapping[int, str], shapes: Mapping[str, tuple[int, ...]], rank: int):
         self.zero, self.flats, self.swaps = zero, zero.fp32_partitioned_groups_flat, zero.swap_optimizer
+        self.backed = _share_backup(zero)
         self.windows = []
         for p in (p for group in zero.fp16_groups for p in group):
             group, at, _ = zero.grad_position[zero.get_param_id(p)]
@@ -126,3 +139,19 @@ class Stage3:
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         return self.zero.get_local_fp32_grad_for_param(parameter)
+
+
+def _share_backup(zero: Any) -> frozenset[int]:
+    """The groups that partial offload leaves on the device; their optimizer gets the states and rates of the other.
+
+    By itself 0.19.8 keeps the rate of its first parameter group at what it was at the start, and its states apart,
+    where no checkpoint would find them (`backup_optimizer` in stage3.py).
+    """
+    backup = getattr(zero, "backup_optimizer", None)
+    if backup is None:
+        return frozenset()
+    for group in zero.optimizer.param_groups:
+        for name, default in backup.defaults.items():
+            group.setdefault(name, default)
+    backup.param_groups, backup.state = zero.optimizer.param_groups, zero.optimizer.state
+    return frozenset(number for number, place in zero.subgroup_to_device.items() if place != "cpu")
