@@ -196,7 +196,14 @@ CARDS = (
         "Figures: how often clip-emoji-tiny puts the caption that was drawn before all others of the test split, for "
         "500 pictures, and where it has chosen the best of 8 itself: zoo eval text2img --temperature 0.7 --language en "
         "(or zh)",
-        figures={"emoji_test_en_r1": 7.3, "emoji_test_en_r1_best_of_8": 22.7},
+        figures={
+            "emoji_test_en_r1": 4.0,
+            "emoji_test_en_r10": 17.6,
+            "emoji_test_en_best_of_8_r1": 16.4,
+            "emoji_test_zh_r1": 5.6,
+            "emoji_test_zh_r10": 22.6,
+            "emoji_test_zh_best_of_8_r1": 19.4,
+        },
     ),
     card(
         name="dalle",
