@@ -415,10 +415,10 @@ def test_the_demo_tells_all_its_steps(tiny, few, tmp_path: Path, capsys, monkeyp
     for folder in ("run", "run-2"):  # a second tour leaves the first one's run alone
         assert main(["demo", "--out", str(out), *tiny]) == 0
         text = capsys.readouterr().out
-        assert all(f"[{step}/6]" in text for step in range(1, 7))
-        assert str(out / "match.png") in text and str(out / folder) in text
+        assert all(f"[{step}/7]" in text for step in range(1, 8))
+        assert all(str(out / name) in text for name in ("match.png", "generated.png", folder))
         assert (out / folder / "log.jsonl").exists() and (out / folder / "model.safetensors").exists()
-    assert Image.open(out / "match.png").width > 300
+    assert all(Image.open(out / name).width > 300 for name in ("match.png", "generated.png"))
 
 
 def test_the_captions_of_the_demo_are_held_out():

@@ -280,7 +280,7 @@ def test_without_a_config_of_these_weights_the_published_start_and_heads_of_64_a
 
 def test_ours_is_read_as_it_is(halves, tmp_path):
     state, config = to_ours(of_min_dalle(halves, tmp_path), SAID)
-    config |= {"caption_dropout": 0.2, "empty": [0, 3], "guidance": 4.0}
+    config |= {"caption_dropout": 0.2, "code_dropout": 0.5, "empty": [0, 3], "guidance": 4.0}
     config["transformer"] |= {"start": 21, "pad": 4, "init_std": 0.3, "heads": 2}
     again, config_again = to_ours(state, config)
     assert again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
