@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from zoo.errors import DataError, SettingsError
 from zoo.tokenizers.clip_bpe import ALPHABET, clean
-from zoo.tokenizers.context import fill
+from zoo.tokenizers.context import ContextTokenizer
 from zoo.tokenizers.files import read_json
 from zoo.tokenizers.merging import merge
 
@@ -54,7 +54,7 @@ def byte_level(model: models.BPE) -> Tokenizer:
     return tokenizer
 
 
-class BpeTokenizer:
+class BpeTokenizer(ContextTokenizer):
     """Text <-> the ids of a vocabulary that `examples/train_tokenizer.py --kind dalle` or `train_bpe` made.
 
     Text is cleaned and lower-cased as CLIP's is; any text has ids, since the smallest pieces are bytes.
@@ -65,6 +65,8 @@ class BpeTokenizer:
     truncate: what happens to a text of more than `context_length` tokens: "end" cuts it, "error" raises
     CaptionTooLong.
     """
+
+    bounded = False
 
     pad = 0
 
@@ -102,23 +104,7 @@ class BpeTokenizer:
         """Ids -> clean text, without the padding."""
         return self.tokenizer.decode([int(id) for id in ids if int(id) != self.pad]).removeprefix(" ")
 
-    def tokenize_as_tensor(
-        self, texts: str | Iterable[str], context_length: int | None = None, truncate: str | None = None
-    ) -> Tensor:
-        """Texts -> int64 (n, context_length): ids, then padding; an empty text is padding alone.
-
-        None takes the tokenizer's own `context_length` and `truncate`. Raises CaptionTooLong where that is "error".
-        """
-        return fill(
-            [texts] if isinstance(texts, str) else list(texts),
-            self.encode,
-            length=self.context_length if context_length is None else context_length,
-            truncate=self.truncate if truncate is None else truncate,
-            pad=self.pad,
-            bounded=False,
-        )
-
-    __call__ = tokenize_as_tensor
+    encode_whole = encode  # there is neither start nor end
 
 
 def _read(file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:

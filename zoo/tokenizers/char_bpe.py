@@ -6,13 +6,13 @@ library; published are bpe-16k-vocab.json and bpe-16k-merges.txt, with 16,384 id
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from zoo.tokenizers.context import fill
+from zoo.tokenizers.context import ContextTokenizer
 from zoo.tokenizers.files import read_vocabulary
 from zoo.tokenizers.unknown import tell_unknown
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PAD, UNKNOWN, WORD_END = "[PAD]", "[UNK]", "</w>"
 
 
-class CharBpeTokenizer:
+class CharBpeTokenizer(ContextTokenizer):
     """Text <-> the ids of minDALL-E's vocabulary: no start, no end, padding at the end of a context of 64.
 
     A letter that the vocabulary lacks is one [UNK]; it is warned of, once. Unlike there, "[PAD]" and "[UNK]" written in
@@ -32,6 +32,8 @@ class CharBpeTokenizer:
     truncate: what happens to a text of more than `context_length` tokens: "end" cuts it, "error" raises
     CaptionTooLong.
     """
+
+    bounded = False
 
     def __init__(
         self, vocabulary: str | Path, merges: str | Path, context_length: int = 64, *, truncate: str = "end"
@@ -59,21 +61,4 @@ class CharBpeTokenizer:
         """Ids -> lower-case text with blanks around punctuation, without the padding and what was unknown."""
         return self.tokenizer.decode([int(id) for id in ids if int(id) not in (self.pad, self.unknown)])
 
-    def tokenize_as_tensor(
-        self, texts: str | Iterable[str], context_length: int | None = None, truncate: str | None = None
-    ) -> Tensor:
-        """Texts -> int64 (n, context_length): ids, then padding; an empty text is padding alone.
-
-        None takes the tokenizer's own `context_length` and `truncate`. Raises CaptionTooLong where that is "error", and
-        DataError for a text without a known letter.
-        """
-        return fill(
-            [texts] if isinstance(texts, str) else list(texts),
-            self.encode,
-            length=self.context_length if context_length is None else context_length,
-            truncate=self.truncate if truncate is None else truncate,
-            pad=self.pad,
-            bounded=False,
-        )
-
-    __call__ = tokenize_as_tensor
+    encode_whole = encode  # there is neither start nor end

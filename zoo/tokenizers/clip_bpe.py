@@ -8,7 +8,7 @@ repairs encodings (ftfy), undoes HTML entities, or has the letter and number tab
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ import regex
 from tokenizers.models import BPE
 
 from zoo.errors import DataError
-from zoo.tokenizers.context import fill
+from zoo.tokenizers.context import ContextTokenizer
 from zoo.tokenizers.files import read_text
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
-class ClipTokenizer:
+class ClipTokenizer(ContextTokenizer):
     """Text <-> the ids of CLIP's vocabulary, or of a smaller one in the same format (`examples/train_tokenizer.py`).
 
     The vocabulary is 256 bytes, 256 bytes that end a word, one piece per merge, and last the start and end tokens:
@@ -132,23 +132,6 @@ class ClipTokenizer:
         letters = "".join(self.decoder[id] for id in ids)
         text = letters.translate(_BYTE_OF).encode("latin-1").decode(errors="replace").replace(WORD_END, " ")
         return text.rstrip(" ") if skip_special else text
-
-    def tokenize_as_tensor(
-        self, texts: str | Iterable[str], context_length: int | None = None, truncate: str | None = None
-    ) -> Tensor:
-        """Texts -> int64 (n, context_length): start, ids, end, then padding.
-
-        None takes the tokenizer's own `context_length` and `truncate`. Raises CaptionTooLong where that is "error".
-        """
-        return fill(
-            [texts] if isinstance(texts, str) else list(texts),
-            lambda text: [self.start_token, *self.encode(text), self.end_token],
-            length=self.context_length if context_length is None else context_length,
-            truncate=self.truncate if truncate is None else truncate,
-            pad=self.pad,
-        )
-
-    __call__ = tokenize_as_tensor
 
     def _merge(self, word: str) -> tuple[int, ...]:
         if word in (START, END):

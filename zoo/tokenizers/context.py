@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from zoo.errors import CaptionTooLong, SettingsError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class ContextTokenizer:
+    """What all tokenizers share: texts -> rows of tokens, all as long as the context.
+
+    A tokenizer has `encode(text) -> ids`, `pad`, `context_length` and `truncate`, and where texts have them
+    `start_token` and `end_token`. `bounded`: a text that is cut keeps its end token.
+    """
+
+    bounded = True
+    context_length: int
+    truncate: str
+    pad: int
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Text -> ids, with start and end."""
+        return [self.start_token, *self.encode(text), self.end_token]
+
+    def tokenize_as_tensor(
+        self, texts: str | Iterable[str], context_length: int | None = None, truncate: str | None = None
+    ) -> Tensor:
+        """Texts -> int64 (n, context_length): ids, between start and end where there are such, then padding.
+
+        None takes the tokenizer's own `context_length` and `truncate`. Raises CaptionTooLong where that is "error", and
+        DataError for a text of which the vocabulary knows no letter.
+        """
+        return fill(
+            [texts] if isinstance(texts, str) else list(texts),
+            self.encode_whole,
+            length=self.context_length if context_length is None else context_length,
+            truncate=self.truncate if truncate is None else truncate,
+            pad=self.pad,
+            bounded=self.bounded,
+        )
+
+    __call__ = tokenize_as_tensor
 
 
 def fill(

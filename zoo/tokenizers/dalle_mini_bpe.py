@@ -7,14 +7,14 @@ as in training, by `dalle_mini_text.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import models
 
 from zoo.tokenizers.bpe import byte_level
-from zoo.tokenizers.context import fill
+from zoo.tokenizers.context import ContextTokenizer
 from zoo.tokenizers.dalle_mini_text import normalise
 from zoo.tokenizers.files import read_vocabulary
 from zoo.tokenizers.unknown import tell_unknown
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 START, PAD, END, UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
 
 
-class DalleMiniTokenizer:
+class DalleMiniTokenizer(ContextTokenizer):
     """Text <-> the ids of DALL-E mini's vocabulary: start, text, end, and padding up to a context of 64.
 
     Emoji and letters of other scripts than the Latin are left out, and warned of, once.
@@ -55,21 +55,3 @@ class DalleMiniTokenizer:
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Ids -> the text that the model reads, without specials."""
         return self.tokenizer.decode([int(id) for id in ids if int(id) not in self.all_special_ids]).removeprefix(" ")
-
-    def tokenize_as_tensor(
-        self, texts: str | Iterable[str], context_length: int | None = None, truncate: str | None = None
-    ) -> Tensor:
-        """Texts -> int64 (n, context_length): start, ids, end, then padding; an empty text is start and end.
-
-        None takes the tokenizer's own `context_length` and `truncate`. Raises CaptionTooLong where that is "error", and
-        DataError for a text without a known letter.
-        """
-        return fill(
-            [texts] if isinstance(texts, str) else list(texts),
-            lambda text: [self.start_token, *self.encode(text), self.end_token],
-            length=self.context_length if context_length is None else context_length,
-            truncate=self.truncate if truncate is None else truncate,
-            pad=self.pad,
-        )
-
-    __call__ = tokenize_as_tensor

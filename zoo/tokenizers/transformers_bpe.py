@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import DataError, SettingsError, nearest
-from zoo.tokenizers.context import fill
+from zoo.tokenizers.context import ContextTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ KINDS = {
 }
 
 
-class TransformersTokenizer:
+class TransformersTokenizer(ContextTokenizer):
     """Text <-> ids by a tokenizer of transformers, which stays reachable as `.tokenizer`.
 
     Start, end and padding are the tokenizer's own: [CLS], [SEP], [PAD] = 0 for BERT; <s>, </s>, <pad> = 1 for XLM-R.
@@ -81,19 +81,6 @@ class TransformersTokenizer:
         """Ids -> text; start, end and padding are spelt out, or left out with `skip_special`."""
         return self.tokenizer.decode([int(id) for id in ids], skip_special_tokens=skip_special)
 
-    def tokenize_as_tensor(
-        self, texts: str | Iterable[str], context_length: int | None = None, truncate: str | None = None
-    ) -> Tensor:
-        """Texts -> int64 (n, context_length): start, ids, end, then padding.
-
-        None takes the tokenizer's own `context_length` and `truncate`. Raises CaptionTooLong where that is "error".
-        """
-        return fill(
-            [texts] if isinstance(texts, str) else list(texts),
-            lambda text: self.tokenizer.backend_tokenizer.encode(text).ids,
-            length=self.context_length if context_length is None else context_length,
-            truncate=self.truncate if truncate is None else truncate,
-            pad=self.pad,
-        )
-
-    __call__ = tokenize_as_tensor
+    def encode_whole(self, text: str) -> list[int]:
+        """Text -> ids, with start and end."""
+        return self.tokenizer.backend_tokenizer.encode(text).ids

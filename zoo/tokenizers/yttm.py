@@ -12,12 +12,12 @@ bpe.model, with 16,384 ids of Russian pieces. The file is numbers only:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import DataError
-from zoo.tokenizers.context import fill
+from zoo.tokenizers.context import ContextTokenizer
 from zoo.tokenizers.files import read_text
 from zoo.tokenizers.merging import merge
 from zoo.tokenizers.unknown import tell_unknown
@@ -29,7 +29,7 @@ BLANK = "▁"  # begins every word
 _BLANKS = re.compile(f"[ \t\n\v\f\r{BLANK}]+")  # C's isspace: other blanks of Unicode are letters there
 
 
-class YttmTokenizer:
+class YttmTokenizer(ContextTokenizer):
     """Text <-> the ids of ruDALL-E's vocabulary: start, lower-cased text, end, and padding up to a context of 128.
 
     A run of letters that the vocabulary lacks is one unknown id, as published; they are warned of, once.
@@ -38,6 +38,8 @@ class YttmTokenizer:
     truncate: what happens to a text of more than `context_length` tokens: "end" cuts it, and as published its end token
     with it; "error" raises CaptionTooLong.
     """
+
+    bounded = False  # as published, a text that is cut loses its end token
 
     def __init__(self, file: str | Path, context_length: int = 128, *, truncate: str = "end") -> None:
         self._id_of, self._rules, specials = _read(Path(file))
@@ -67,25 +69,6 @@ class YttmTokenizer:
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Ids -> lower-case text, without specials and what was unknown."""
         return "".join(self.pieces.get(int(id), "") for id in ids).replace(BLANK, " ").removeprefix(" ")
-
-    def tokenize_as_tensor(
-        self, texts: str | Iterable[str], context_length: int | None = None, truncate: str | None = None
-    ) -> Tensor:
-        """Texts -> int64 (n, context_length): start, ids, end, then padding.
-
-        None takes the tokenizer's own `context_length` and `truncate`. Raises CaptionTooLong where that is "error", and
-        DataError for a text without a known letter.
-        """
-        return fill(
-            [texts] if isinstance(texts, str) else list(texts),
-            lambda text: [self.start_token, *self.encode(text), self.end_token],
-            length=self.context_length if context_length is None else context_length,
-            truncate=self.truncate if truncate is None else truncate,
-            pad=self.pad,
-            bounded=False,
-        )
-
-    __call__ = tokenize_as_tensor
 
 
 def _read(file: Path) -> tuple[dict[str, int], dict[tuple[int, int], tuple[int, int]], list[int]]:
