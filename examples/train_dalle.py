@@ -62,13 +62,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument("--bpe-dropout", type=float, default=0.1, help="merges left out in training (%(default)s)")
     data.add_argument("--caption-dropout", type=float, default=0.1, help="captions left out (%(default)s)")
     data.add_argument(
-        "--code-dropout", type=float, default=0.0, help="up to this part of codes is read as others (%(default)s)"
+        "--code-dropout",
+        type=float,
+        help="up to this part of codes is read as others (1 on the emoji, 0 on --pairs)",
     )
     model = parser.add_argument_group("model")
     model.add_argument("--model", help="a card's sizes, and weights if it has any; default: a small untrained one")
     model.add_argument("--dvae", default="dvae-emoji-tiny", help="image tokenizer: a name, or a folder (%(default)s)")
     model.add_argument("--width", type=int, default=256, help="without --model (%(default)s)")
-    model.add_argument("--depth", type=int, default=8, help="without --model (%(default)s)")
+    model.add_argument("--depth", type=int, default=6, help="without --model (%(default)s)")
     model.add_argument("--heads", type=int, default=4, help="without --model (%(default)s)")
     model.add_argument("--text-length", type=int, default=24, help="tokens of a caption, without --model (%(default)s)")
     model.add_argument("--attention", default="sparse", choices=("sparse", "full"), help="(%(default)s)")
@@ -80,7 +82,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         clip_grad=4.0,
         run_folder=Path("runs/dalle"),
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.code_dropout is None:  # few pictures would be learnt by heart
+        args.code_dropout = 0.0 if args.pairs else 1.0
+    return args
 
 
 def keep(file: Path, to: Path) -> Path:

@@ -219,3 +219,24 @@ def test_dalle_is_trained_on_codes_from_a_file_and_not_on_those_of_another_dvae(
     weights.write(Dvae(config).state_dict(), other / "model.safetensors", metadata={"config": asdict(config)})
     process = start("train_dalle.py", *dalle_settings(pairs, other, "run2"), *codes, cwd=tmp_path)
     assert "made with another image tokenizer" in process.communicate(timeout=120)[1]
+
+
+def test_dalle_built_in_pieces_draws_and_learns_as_in_one_process(pairs, dvae, tmp_path):
+    plain = [*dalle_settings(pairs, dvae, "plain"), "--caption-dropout", "0", "--bpe-dropout", "0"]
+    more = ["--steps", "4", "--eval-interval", "2"]
+    run("train_dalle.py", *plain, *more, cwd=tmp_path)
+    zero = ["--env-type", "deepspeed", "--deepspeed-config", "zero3", "--num-gpus", "2", "--batch-size", "8"]
+    run("train_dalle.py", *plain, *more, *zero, "--run-folder", "zero3", cwd=tmp_path)
+    a, b = ([line["loss"] for line in lines(tmp_path / name)] for name in ("plain", "zero3"))
+    assert len(a) == 4 and b == pytest.approx(a, rel=1e-4)
+    assert [path.name for path in sorted((tmp_path / "zero3/samples").iterdir())] == ["000002.png", "000004.png"]
+
+
+def test_few_pictures_are_not_learnt_by_heart_unless_asked():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from train_dalle import parse
+    finally:
+        sys.path.pop(0)
+    given = (["--run-folder", "x"], ["--pairs", "p.tsv"], ["--code-dropout", "0.3"])
+    assert [parse(argv).code_dropout for argv in given] == [1.0, 0.0, 0.3]

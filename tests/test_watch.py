@@ -285,7 +285,7 @@ def test_it_follows_until_it_is_told_to_leave_and_gives_the_terminal_back(folder
         read_until(terminal, "step 60 of 100")
         process.send_signal(sent)
         rest = read_until(terminal, None)
-        assert process.wait(10) == code
+        assert process.wait(60) == code
     finally:
         process.kill()
         process.wait()
@@ -301,7 +301,7 @@ def test_it_ends_when_the_run_does(folder: Path):
         (folder / "model.safetensors").touch()
         add(folder, json.dumps(line(100)) + "\n")
         rest = read_until(terminal, None)
-        assert process.wait(10) == 0 and "finished" in rest.partition(watch.CLOSE)[2]
+        assert process.wait(60) == 0 and "finished" in rest.partition(watch.CLOSE)[2]
     finally:
         process.kill()
         process.wait()

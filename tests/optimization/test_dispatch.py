@@ -54,3 +54,15 @@ def test_the_loader_spreads_when_asked(monkeypatch: pytest.MonkeyPatch, tmp_path
     for device in ("auto", "cpu"):
         model = AutoLoader("img_tokenizing", "dvae-emoji-tiny", device=device).get_model()
     assert len(asked) == 1 and asked[0] is not model
+
+
+def test_what_does_not_fit_the_gpu_waits_on_the_host_and_no_block_is_cut(monkeypatch: pytest.MonkeyPatch):
+    model, told = Dalle(CONFIG), {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("accelerate.dispatch_model", lambda model, places, **words: told.update(places=places, **words))
+    block = 4 * sum(p.numel() for p in model.transformer.blocks[0].parameters())
+    rest = 4 * sum(p.numel() for p in model.parameters()) - 3 * block
+    dispatch(model, {0: rest + 2 * block, "cpu": 0})
+    places = told["places"]
+    assert told["main_device"] == 0 and set(places.values()) == {0, "cpu"}
+    assert all(not name.startswith("transformer.blocks.") or name.count(".") == 2 for name in places)

@@ -14,8 +14,8 @@ from zoo.training.engines.base import Piece
 class Engine:
     """One trained tensor and a frozen one, in this process."""
 
-    def __init__(self, swaps: bool = False):
-        self.tensors = {"a": torch.randn(3), "frozen": torch.ones(2)}
+    def __init__(self, swaps: bool = False, dtype: torch.dtype = torch.float32):
+        self.tensors = {"a": torch.randn(3, dtype=dtype), "frozen": torch.ones(2)}
         self.trained, self.swaps, self.refreshed = {"a": None}, swaps, 0
 
     def pieces(self) -> dict:
@@ -63,6 +63,11 @@ def test_the_averages_are_shown_and_taken_away_also_after_an_error():
 def test_weights_on_nvme_are_not_averaged():
     with pytest.raises(SettingsError, match="ema=0"):
         Ema(0.9, Engine(swaps=True))
+
+
+def test_weights_in_bf16_are_not_averaged():
+    with pytest.raises(SettingsError, match="keeps them in bf16: set ema=0"):
+        Ema(0.9, Engine(dtype=torch.bfloat16))
 
 
 def averages(toy, decay: float, **words) -> list[dict]:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from zoo import weights
+from zoo.errors import SettingsError
+from zoo.training.engines.sharded import check_stage
 from zoo.training.engines.zero_windows import _share_backup
 
 STAGE3 = {"stage": 3, "stage3_param_persistence_threshold": 100}
@@ -134,3 +136,9 @@ def test_no_process_ever_holds_the_whole_model(ranks, tmp_path, monkeypatch):
         assert built["size"] > 300e6
         assert 0.45 < built["took"] / built["size"] < 0.65, built
     assert losses(tmp_path / "pieces") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+def test_pieces_are_for_stage_3():
+    check_stage(3)
+    with pytest.raises(SettingsError, match="build it anew"):
+        check_stage(2)

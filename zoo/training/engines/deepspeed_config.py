@@ -35,7 +35,7 @@ def read_config(given: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(given, (str, Path)):
         raise SettingsError(f"deepspeed_config is a {type(given).__name__}: give a name, a file or a dict")
     path = Path(given)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.is_file():  # a run folder may be called zero3
         shipped = {file.name.removesuffix(".json"): file for file in _shipped()}
         if str(given) not in shipped:
             raise SettingsError(f"no deepspeed_config {str(given)!r}; {nearest(str(given), shipped)}; or give a file")
