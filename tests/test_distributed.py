@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from zoo import distributed
-from zoo.distributed import Channel, gather, share_buffers
+from zoo.distributed import Channel, gather, share_buffers, total
 
 SECONDS = 60
 
@@ -38,7 +38,7 @@ def together(function: Callable[[int], None], store: Path, count: int = 2) -> No
 def test_alone_everything_is_the_identity():
     assert (distributed.rank(), distributed.world_size(), distributed.is_distributed()) == (0, 1, False)
     x, model, channel = torch.randn(3, 2, requires_grad=True), nn.BatchNorm1d(2), Channel()
-    assert gather(x) is x
+    assert gather(x) is x and total(x) is x
     share_buffers(model)
     assert channel.maximum(1.0, -2) == channel.total(1.0, -2) == [1.0, -2]
     for value in (None, {"a": [1]}, "text"):
@@ -85,6 +85,17 @@ def test_gathered_rows_carry_the_gradients_of_every_rank(tmp_path):
         torch.testing.assert_close(loss, expected)
         (loss / 2).backward()  # averaged over the ranks, as every engine does
         torch.testing.assert_close(mine.grad, one.grad[2 * rank : 2 * rank + 2])
+
+    together(check, tmp_path / "store")
+
+
+def test_a_total_is_the_sum_of_all_ranks_and_leaves_each_its_own(tmp_path):
+    def check(rank: int) -> None:
+        for mine in (torch.tensor([1.5, -rank], requires_grad=True), torch.tensor([[2 + rank]])):
+            kept = mine.detach().clone()
+            found = total(mine)
+            assert found.tolist() == ([3.0, -1] if mine.dim() == 1 else [[5]]) and not found.requires_grad
+            assert torch.equal(mine, kept)
 
     together(check, tmp_path / "store")
 

@@ -47,6 +47,20 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply(x) if is_distributed() else x
 
 
+def total(x: Tensor) -> Tensor:
+    """The sum of what the ranks have, without gradient."""
+    if not is_distributed():
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x
+
+
+def average(x: Tensor) -> Tensor:
+    """The mean of what the ranks have, without gradient."""
+    return total(x) / world_size() if is_distributed() else x
+
+
 def share_buffers(model: nn.Module) -> None:
     """Every rank gets rank 0's buffers, such as the running statistics of batch norm, which follow each rank's data."""
     if is_distributed():

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from zoo.blocks.autoencoder import AttnBlock, Decoder, Downsample, Encoder, Upsample, norm
 
-WIDTHS, BLOCKS, ATTENTION = (32, 32, 64), 2, (1, 2)
+WIDTHS, BLOCKS = (32, 32, 64), 2
+kinds = pytest.mark.parametrize("attention, eps", [((1, 2), 1e-6), ((), 1e-6), ((2,), 1e-5)])
 
 
 def randomize(module: nn.Module) -> nn.Module:
@@ -24,9 +25,10 @@ def randomize(module: nn.Module) -> nn.Module:
 
 # --- the reference ---
 def normalised(state: dict, name: str, x: Tensor) -> Tensor:
+    """The state has the eps as well."""
     groups = x.reshape(len(x), 32, -1)
     centred = groups - groups.mean(2, keepdim=True)
-    groups = centred / (centred.square().mean(2, keepdim=True) + 1e-6).sqrt()
+    groups = centred / (centred.square().mean(2, keepdim=True) + state["eps"]).sqrt()
     scale, shift = (state[f"{name}.{kind}"].view(1, -1, 1, 1) for kind in ("weight", "bias"))
     return groups.reshape(x.shape) * scale + shift
 
@@ -86,29 +88,34 @@ def slow_decoder(state: dict, x: Tensor) -> Tensor:
 
 # --- properties ---
 @torch.no_grad()
-def test_the_encoder_equals_the_slow_reference():
-    encoder = randomize(Encoder(widths=WIDTHS, blocks=BLOCKS, attention=ATTENTION, out=6))
-    image = torch.rand(2, 3, 16, 24)
-    expected = slow_encoder(encoder.state_dict(), image)
+@kinds
+def test_the_encoder_equals_the_slow_reference(attention, eps):
+    encoder = randomize(Encoder(widths=WIDTHS, blocks=BLOCKS, attention=attention, out=6, eps=eps)).double()
+    image = torch.rand(2, 3, 16, 24, dtype=torch.double)
+    expected = slow_encoder({**encoder.state_dict(), "eps": eps}, image)
     assert expected.shape == (2, 6, 4, 6) and expected.std() > 0.1
-    torch.testing.assert_close(encoder(image), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoder(image), expected, atol=1e-9, rtol=1e-9)  # in double, so that the eps shows
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("out", [3, 12])
-def test_the_decoder_equals_the_slow_reference(out):
-    decoder = randomize(Decoder(channels=5, widths=WIDTHS, blocks=BLOCKS, attention=ATTENTION, out=out))
-    latents = torch.randn(2, 5, 4, 6)
-    expected = slow_decoder(decoder.state_dict(), latents)
+@kinds
+def test_the_decoder_equals_the_slow_reference(out, attention, eps):
+    sizes = dict(channels=5, widths=WIDTHS, blocks=BLOCKS, attention=attention, out=out, eps=eps)
+    decoder = randomize(Decoder(**sizes)).double()
+    latents = torch.randn(2, 5, 4, 6, dtype=torch.double)
+    expected = slow_decoder({**decoder.state_dict(), "eps": eps}, latents)
     assert expected.shape == (2, out, 16, 24) and expected.std() > 0.1
-    torch.testing.assert_close(decoder(latents), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoder(latents), expected, atol=1e-9, rtol=1e-9)
 
 
-def test_norms_have_the_published_eps_and_not_torchs():
+def test_norms_have_tamings_eps_unless_told_and_not_torchs():
     faint = 1e-3 * torch.randn(1, 32, 8, 8)  # of a variance that the eps is equal to
     variance = (faint - faint.mean((2, 3), keepdim=True)).square().mean((2, 3), keepdim=True)
     expected = (faint - faint.mean((2, 3), keepdim=True)) / (variance + 1e-6).sqrt()
     torch.testing.assert_close(norm(32)(faint), expected, atol=1e-4, rtol=1e-4)
+    expected = (faint - faint.mean((2, 3), keepdim=True)) / (variance + 1e-5).sqrt()
+    torch.testing.assert_close(norm(32, eps=1e-5)(faint), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_attention_is_a_convex_mixture_of_all_places():

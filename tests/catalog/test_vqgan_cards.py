@@ -61,7 +61,17 @@ def test_grids_and_sides_are_the_published_ones():
         "vqgan-sber-gumbel-f8": (32, 8192),
         "vqgan-sber-gumbel-f8-dwt": (32, 8192),
         "vqgan-dalle-mini": (16, 16384),
+        "vqgan-coco": (16, 16384),
+        "vq-f4": (64, 8192),
+        "vq-f8": (32, 16384),
+        "vq-f8-n256": (32, 256),
     }
+
+
+def test_latent_diffusions_first_stages_have_the_published_numbers_of_tensors():
+    with torch.device("meta"):
+        states = {card.name: card.build(card.config).state_dict() for card in SIZED if card.name.startswith("vq-")}
+    assert {name: len(state) for name, state in states.items()} == {"vq-f4": 205, "vq-f8": 299, "vq-f8-n256": 299}
 
 
 def test_weights_of_any_size_are_loaded_by_the_familys_name(tmp_path):

@@ -1,7 +1,8 @@
 """Random weights in each published layout load strictly and give what the same weights give under our names.
 
 Layouts are built here name by name from their sources: taming's lists are numbered, vqgan-jax's converter joins a list
-and its number, ru-dalle's dwt wraps a whole decoder in another one.
+and its number, ru-dalle's dwt wraps a whole decoder in another one. CLIP-GEN's network is built here of torch's own
+layers, and ours draws and encodes as it does.
 """
 
 from __future__ import annotations
@@ -12,15 +13,23 @@ import re
 import msgpack
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from zoo import weights
-from zoo.converters.vqgan import to_ours
-from zoo.errors import WeightsMismatch
+from zoo.converters.vqgan import to_ours, to_taming
+from zoo.errors import SettingsError, WeightsMismatch
 from zoo.models.vqgan import Vqgan, VqganConfig
 
 SIZES = VqganConfig(size=32, widths=(32, 32, 64), blocks=2, attention=(1, 2), latent=12, vocab=20, code_width=8)
-VQ, GUMBEL = SIZES, dataclasses.replace(SIZES, code_width=12, quantizer="gumbel")
+VQ = dataclasses.replace(SIZES, codebook=0.25, commitment=1.0)  # as taming's runs, for a loss of beta=0.25
+GUMBEL = dataclasses.replace(VQ, code_width=12, quantizer="gumbel")
+COSINE = dataclasses.replace(SIZES, quantizer="cosine", decay=0.9, restart=0.5)  # zoo's own
+RELEASE = dataclasses.replace(VQ, code_width=12, vocab=50, eps=1e-5, codebook=0.2)
+FIRST_STAGES = {  # latent-diffusion's, whose attention is [] and [32] of 256 pixels
+    "vq-f4": dataclasses.replace(VQ, attention=(), latent=3, code_width=3),
+    "vq-f8": dataclasses.replace(VQ, attention=(2,), latent=4, code_width=4),
+}
 DWT = dataclasses.replace(GUMBEL, haar=True)
 LOSS = {"loss.discriminator.main.0.weight": torch.zeros(1), "loss.perceptual_loss.lin0.model.1.weight": torch.zeros(1)}
 
@@ -84,6 +93,92 @@ def flax(state: dict[str, Tensor], old: bool) -> dict[str, Tensor]:
     return theirs
 
 
+# --- CLIP-GEN's network, of models/codec.py and models/quantizer.py; the sizes are those of RELEASE ---
+class Residual(nn.Module):
+    def __init__(self, a: int, b: int):
+        super().__init__()
+        first, second = (nn.Conv2d(channels, b, 3, padding=1) for channels in (a, b))
+        norms = nn.GroupNorm(32, a), nn.GroupNorm(32, b)
+        self.block = nn.Sequential(norms[0], nn.SiLU(), first, norms[1], nn.SiLU(), nn.Dropout(0.0), second)
+        if a != b:
+            self.shortcut = nn.Conv2d(a, b, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) + (self.shortcut(x) if hasattr(self, "shortcut") else x)
+
+
+class Attention(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels)
+        self.attn = nn.MultiheadAttention(channels, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.norm(x).flatten(2).mT
+        return x + self.attn(places, places, places)[0].mT.reshape(x.shape)
+
+
+class Resized(nn.Module):
+    def __init__(self, channels: int, up: bool):
+        super().__init__()
+        self.up = up
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if up else nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2) if self.up else F.pad(x, (0, 1, 0, 1)))
+
+
+def chain(text: str) -> nn.Sequential:
+    """r32-64: a residual block, a64: attention, d64 and u64: down and up."""
+    kinds = {"r": Residual, "a": Attention, "d": lambda c: Resized(c, up=False), "u": lambda c: Resized(c, up=True)}
+    return nn.Sequential(*(kinds[link[0]](*map(int, link[1:].split("-"))) for link in text.split()))
+
+
+class ClipGenVqgan(nn.Module):
+    def __init__(self, discriminator: bool = True):
+        super().__init__()
+        self.encoder, self.decoder, self.quantizer = nn.Module(), nn.Module(), nn.Module()
+        self.encoder.conv_in = nn.Conv2d(3, 32, 3, padding=1)
+        self.encoder.down = chain("r32-32 r32-32 d32 r32-32 a32 r32-32 a32 d32 r32-64 a64 r64-64 a64")
+        self.encoder.mid = chain("r64-64 a64 r64-64")
+        ends = nn.Conv2d(64, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
+        self.encoder.final = nn.Sequential(nn.GroupNorm(32, 64), nn.SiLU(), *ends)
+        self.decoder.quant_conv_in, self.decoder.conv_in = nn.Conv2d(12, 12, 1), nn.Conv2d(12, 64, 3, padding=1)
+        self.decoder.mid = chain("r64-64 a64 r64-64")
+        first = "r64-64 a64 r64-64 a64 r64-64 a64 u64 r64-32 a32 r32-32 a32 r32-32 a32 u32"
+        self.decoder.up = chain(f"{first} r32-32 r32-32 r32-32")
+        self.decoder.final = nn.Sequential(nn.GroupNorm(32, 32), nn.SiLU(), nn.Conv2d(32, 3, 3, padding=1))
+        self.quantizer.embedding = nn.Embedding(50, 12)
+        if discriminator:
+            self.discriminator = nn.Module()
+            later = (nn.Conv2d(4, 4, 4, bias=False), nn.BatchNorm2d(4), nn.LeakyReLU(0.2))
+            self.discriminator.features = nn.Sequential(nn.Conv2d(3, 4, 4), nn.LeakyReLU(0.2), *3 * later)
+            self.discriminator.head = nn.Conv2d(4, 1, 4)
+
+    def latents(self, image: Tensor) -> Tensor:
+        latents = self.encoder.conv_in(image * 2 - 1)
+        for part in (self.encoder.down, self.encoder.mid, self.encoder.final):
+            latents = part(latents)
+        return latents
+
+    def encode(self, image: Tensor) -> Tensor:
+        return torch.cdist(self.latents(image).movedim(1, -1), self.quantizer.embedding.weight).argmin(-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        x = self.decoder.conv_in(self.decoder.quant_conv_in(self.quantizer.embedding(codes).movedim(-1, 1)))
+        for part in (self.decoder.mid, self.decoder.up, self.decoder.final):
+            x = part(x)
+        return (x.clamp(-1, 1) + 1) / 2
+
+
+def clip_gen(discriminator: bool = True) -> ClipGenVqgan:
+    torch.manual_seed(0)
+    model = ClipGenVqgan(discriminator).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3 if parameter.ndim == 1 else 1.2 * parameter[0].numel() ** -0.5)
+    return model
+
+
 # --- properties ---
 @pytest.mark.parametrize("config", [VQ, GUMBEL], ids=["vq", "gumbel"])
 def test_tamings_checkpoints_load_and_their_losses_are_left_out(config, tmp_path):
@@ -136,8 +231,15 @@ def test_dalle_minis_file_is_read_from_msgpack(tmp_path):
 
 @pytest.mark.parametrize(
     "config",
-    [VQ, GUMBEL, DWT, dataclasses.replace(VQ, encoder=False, black=0.0, attention=(), blocks=1)],
-    ids=["vq", "gumbel", "dwt", "decoder"],
+    [
+        VQ,
+        GUMBEL,
+        DWT,
+        COSINE,
+        dataclasses.replace(VQ, encoder=False, black=0.0, attention=(), blocks=1),
+        dataclasses.replace(SIZES, eps=1e-5, decay=0.99),
+    ],
+    ids=["vq", "gumbel", "dwt", "cosine", "decoder", "eps"],
 )
 def test_our_own_layout_is_left_as_it_is(config):
     model = make(config)
@@ -171,3 +273,91 @@ def test_weights_of_another_kind_are_refused_by_name():
     state["quantize.embedding.weight"] = book
     with pytest.raises(WeightsMismatch, match="lacks a level"):
         to_ours({name: tensor for name, tensor in state.items() if not name.startswith("decoder.up.1.")}, {})
+
+
+# --- latent-diffusion's first stages ---
+@pytest.mark.parametrize("config", FIRST_STAGES.values(), ids=FIRST_STAGES)
+def test_first_stages_load_alone_and_out_of_a_whole_diffusion_model(config):
+    model = make(config)
+    alone = below("state_dict.", {**model.state_dict(), **LOSS})
+    others = ("model.diffusion_model.out.2.weight", "cond_stage_model.embedding.weight", "model_ema.decay", "betas")
+    whole = below("first_stage_model.", model.state_dict()) | {name: torch.zeros(1) for name in others}
+    for state in (alone, whole, below("state_dict.", whole)):
+        assert_same(loaded(state, {"size": 32}), model)
+
+
+# --- CLIP-GEN's release ---
+@torch.no_grad()
+@pytest.mark.parametrize("discriminator", [True, False])
+@pytest.mark.parametrize("bare", [True, False])
+def test_clip_gens_release_encodes_and_draws_as_its_network_does(discriminator, bare, tmp_path):
+    theirs = clip_gen(discriminator)
+    training = {"epoch": 3, "opt_g": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}}
+    torch.save(theirs.state_dict() if bare else {"model": theirs.state_dict(), **training}, tmp_path / "vqgan_coco.pt")
+    ours = loaded(weights.read(tmp_path / "vqgan_coco.pt"), {"size": 32})
+    assert ours.config == RELEASE
+    ours, theirs = ours.double(), theirs.double()  # so that the eps shows
+    image = torch.rand(8, 3, 32, 32, dtype=torch.double)
+    codes = theirs.encode(image)
+    assert len(codes.unique()) > 5
+    torch.testing.assert_close(ours.latents(image), theirs.latents(image), atol=1e-9, rtol=0)
+    assert torch.equal(ours.encode(image), codes)
+    drawn = theirs.decode(codes)
+    assert 0.1 < drawn.std() and drawn.frac().count_nonzero() > drawn.numel() / 10  # not all black or white
+    torch.testing.assert_close(ours.decode(codes), drawn, atol=1e-9, rtol=0)
+
+
+def test_every_tensor_of_clip_gens_release_is_asked_for_and_no_other_one_taken():
+    state = clip_gen().state_dict()
+    forms = {re.sub(r"\.\d+\.", ".N.", name, count=1): name for name in state}
+    for name in forms.values():
+        if not name.startswith("discriminator."):
+            with pytest.raises(WeightsMismatch):
+                loaded({other: tensor for other, tensor in state.items() if other != name}, {})
+    for name in ("encoder.down.0.block.1.weight", "decoder.up.1.attn.bias_k", "quantizer.used", "epoch"):
+        with pytest.raises(WeightsMismatch, match=f"1 are left over: {name}"):
+            loaded(state | {name: torch.zeros(1)}, {})
+
+
+def test_clip_gens_eps_is_that_of_its_layout_and_the_rest_what_its_files_say():
+    """A card of taming's weights would hide what they are."""
+    found = to_ours(clip_gen().state_dict(), {"eps": 1e-6, "codebook": 1.0, "commitment": 0.25})[1]
+    assert (found["eps"], found["codebook"], found["commitment"]) == (1e-5, 1.0, 0.25)
+
+
+# --- ours -> taming's ---
+@pytest.mark.parametrize("config", [VQ, GUMBEL, *FIRST_STAGES.values()], ids=["vq", "gumbel", *FIRST_STAGES])
+def test_tamings_tensors_come_back_bit_for_bit(config):
+    theirs = make(config).state_dict()
+    ours, found = to_ours(below("state_dict.", {**theirs, **LOSS}), {"size": 32})
+    for state in (to_taming(ours, found), to_taming(below("state_dict.", {**theirs, **LOSS}), found)):
+        assert state.keys() == theirs.keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in theirs.items())
+
+
+@torch.no_grad()
+def test_a_vqgan_of_zoos_own_training_is_a_plain_one_to_taming():
+    model = make(COSINE)
+    assert {"quantize.counts", "quantize.sums"} < model.state_dict().keys()
+    plain = Vqgan(VQ).eval()  # of taming's names and of its nearest row
+    plain.load_state_dict(to_taming(model.state_dict(), dataclasses.asdict(COSINE)))
+    image = torch.rand(4, 3, 32, 32)
+    assert torch.equal(plain.encode(image), model.encode(image))
+    torch.testing.assert_close(plain.reconstruct(image), model.reconstruct(image))
+
+
+def test_clip_gens_tensors_get_tamings_names_but_not_in_silence():
+    ours, config = to_ours(clip_gen().state_dict(), {"size": 32})
+    assert ours.keys() == make(RELEASE).state_dict().keys()
+    for state in (clip_gen().state_dict(), ours):
+        with pytest.raises(SettingsError, match="cannot be told eps=1e-05: its network has eps=1e-06"):
+            to_taming(state, config)
+    stated = to_taming(ours, config | {"eps": 1e-6})
+    assert stated.keys() == ours.keys() and all(torch.equal(stated[name], ours[name]) for name in ours)
+
+
+@pytest.mark.parametrize("change", [{"black": 0.0}, {"haar": True}, {"encoder": False}])
+def test_what_tamings_network_cannot_be_told_is_refused_by_name(change):
+    config = dataclasses.replace(VQ, **change)
+    with pytest.raises(SettingsError, match="cannot be told {}={}:".format(*list(change.items())[0])):
+        to_taming(make(config).state_dict(), dataclasses.asdict(config))

@@ -35,6 +35,12 @@ def test_the_published_sizes_have_the_published_numbers_of_parameters():
     assert (model.image_size, model.grid, model.vocab) == (256, 16, 16384)
 
 
+def test_the_eps_of_the_config_is_that_of_every_norm():
+    for eps in (1e-6, 1e-5):
+        norms = [part for part in make(eps=eps).modules() if isinstance(part, torch.nn.GroupNorm)]
+        assert len(norms) > 20 and {norm.eps for norm in norms} == {eps}
+
+
 def test_attributes_say_the_sides_and_the_number_of_codes():
     model = make()
     assert (model.image_size, model.grid, model.vocab) == (32, 8, 20)
@@ -53,7 +59,7 @@ def test_pictures_are_0_to_1_outside_and_black_to_1_inside(black):
     codes = model.encode(image)
     differences = model.latents(image).movedim(1, -1)[..., None, :] - model.quantize.embedding.weight
     assert torch.equal(codes, differences.square().sum(-1).argmin(-1))
-    rows = model.quantize.embedding.weight[codes].permute(0, 3, 1, 2)
+    rows = model.quantize.embedding.weight[codes].permute(0, 3, 1, 2).contiguous()
     pixels = model.decoder(model.post_quant_conv(rows))
     assert pixels.min() < black and pixels.max() > 1  # so that the clamp shows
     expected = (0.5 * pixels + 0.5 if black else pixels).clamp(0, 1)
@@ -117,7 +123,7 @@ def test_half_precision_takes_and_gives_the_same_shapes():
 
 def test_a_config_survives_json_and_unknown_quantizers_are_refused():
     assert VqganConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(TINY)))) == TINY
-    with pytest.raises(SettingsError, match="quantizer='ema' is not one of vq, gumbel"):
+    with pytest.raises(SettingsError, match="quantizer='ema' is not one of vq, cosine, gumbel"):
         Vqgan(replace(TINY, quantizer="ema"))
     with pytest.raises(TypeError, match="layers"):
         VqganConfig.from_dict({"layers": 3})

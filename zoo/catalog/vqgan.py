@@ -1,7 +1,8 @@
 """The cards of VQGANs as image tokenizers.
 
-Sources: CompVis/taming-transformers, README.md (addresses, licence) and its configs; ai-forever/ru-dalle, rudalle/vae;
-the model card of DALL-E mini's port. No source states a hash, so that nothing is pinned; sizes in bytes are about.
+Sources: CompVis/taming-transformers, README.md (addresses, licence) and its configs; CompVis/latent-diffusion,
+README.md and configs; ai-forever/ru-dalle, rudalle/vae; HFAiLab/clip-gen, its release v0.1.0 and models/; the model
+card of DALL-E mini's port. No source states a hash, so that nothing is pinned; sizes in bytes are about.
 """
 
 from __future__ import annotations
@@ -49,12 +50,19 @@ def transform(config: Config) -> UnitTransform:
 
 # --- rows ---
 SIZES = {"size": 256, "blocks": 2, "latent": 256, "code_width": 256, "black": -1.0, "encoder": True, "haar": False}
+SIZES |= {"eps": 1e-6, "codebook": 0.25, "commitment": 1.0, "decay": 0.0, "restart": 0.0}
 F16 = SIZES | {"widths": (128, 128, 256, 256, 512), "attention": (4,), "quantizer": "vq"}
 F8 = SIZES | {"widths": (128, 128, 256, 512), "attention": (3,), "quantizer": "gumbel", "vocab": 8192}
+COCO = F16 | {"vocab": 16384, "eps": 1e-5, "codebook": 0.2}
+LDM_F4 = SIZES | {"widths": (128, 256, 512), "attention": (), "quantizer": "vq", "latent": 3, "code_width": 3}
+LDM_F8 = SIZES | {"widths": (128, 256, 256, 512), "attention": (3,), "quantizer": "vq", "latent": 4, "code_width": 4}
 TAMING, RUDALLE = "https://github.com/CompVis/taming-transformers", "https://github.com/ai-forever/ru-dalle"
+LDM, LDM_FILES = "https://github.com/CompVis/latent-diffusion", "https://ommer-lab.com/files/latent-diffusion/{}"
+CLIP_GEN = "https://github.com/HFAiLab/clip-gen"
 HEIBOX = "https://heibox.uni-heidelberg.de/f/{}/?dl=1"
 SBER = "vqgan.gumbelf8-sber.model.ckpt"
 SBER_LICENCE = "Apache-2.0 (that of the code; none is stated for the weights)"
+LDM_LICENCE = "MIT (that of the code; none is stated for the weights)"
 card = partial(
     Card, task="img_tokenizing", family="vqgan", build=build, convert=convert, transform=transform, languages=()
 )
@@ -115,5 +123,39 @@ CARDS = (
         params=76_073_859,
         licence="Apache-2.0 (a port of taming's of ImageNet, MIT)",
         source="https://huggingface.co/dalle-mini/vqgan_imagenet_f16_16384",
+    ),
+    card(
+        name="vqgan-coco",
+        files=(File(name="vqgan_coco.pt", url=f"{CLIP_GEN}/releases/download/v0.1.0/vqgan_coco.pt"),),
+        config=COCO,
+        params=76_073_859,
+        licence="MIT",
+        source=CLIP_GEN,
+    ),
+    # latent-diffusion's first stages, trained on OpenImages. That of its vq-f4-noattn has no attention in the middle
+    # either, which no layout here can say.
+    card(
+        name="vq-f4",
+        files=(File(name="model.ckpt", archive=File(name="vq-f4.zip", url=LDM_FILES.format("vq-f4.zip"))),),
+        config=LDM_F4 | {"vocab": 8192},
+        params=55_322_782,
+        licence=LDM_LICENCE,
+        source=LDM,
+    ),
+    card(
+        name="vq-f8",
+        files=(File(name="model.ckpt", archive=File(name="vq-f8.zip", url=LDM_FILES.format("vq-f8.zip"))),),
+        config=LDM_F8 | {"vocab": 16384},
+        params=67_717_295,
+        licence=LDM_LICENCE,
+        source=LDM,
+    ),
+    card(
+        name="vq-f8-n256",
+        files=(File(name="model.ckpt", archive=File(name="vq-f8-n256.zip", url=LDM_FILES.format("vq-f8-n256.zip"))),),
+        config=LDM_F8 | {"vocab": 256},
+        params=67_652_783,
+        licence=LDM_LICENCE,
+        source=LDM,
     ),
 )

@@ -16,6 +16,7 @@ _ROOM_OF = {
     "unpack_sample": "images",
     "list_datasets": "datasets",
     "open_dataset": "datasets",
+    "open_pictures": "datasets",
     "Distort": "augment",
     "Dequantize": "crops",
     "clip_train_transform": "transforms",

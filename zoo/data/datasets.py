@@ -12,13 +12,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import SettingsError, UnknownDataset, nearest
 
 from .images import unpack_sample
-from .pairs import RecordDataset, Transform
+from .pairs import FolderDataset, RecordDataset, Transform
 from .records import RecordReader
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 Row = dict[str, Any]
@@ -118,6 +121,21 @@ def open_dataset(
     if split not in splits:
         raise UnknownDataset(f"{name} has no split {split!r}; {nearest(split, splits)}")
     return RecordDataset(reader, transform, tokenizer, language or _no_caption, splits[split], on_error="raise")
+
+
+def open_pictures(source: str | Path, split: str = "train", transform: Transform | None = None) -> Dataset:
+    """Pictures without captions: of a named data set, of a folder, or of a file of records (.ffr).
+
+    Only named ones are divided, so a `split` of others is all there is. Raises UnknownDataset, EmptyDataset.
+    """
+    if str(source).lower() in _SETS:
+        return open_dataset(str(source), split, transform, language=None)
+    path = Path(source)
+    if path.is_dir():
+        return FolderDataset(path, transform, captions=False)
+    if path.suffix == ".ffr" and path.is_file():
+        return RecordDataset(path, transform, caption=_no_caption)
+    raise UnknownDataset(f"{str(source)!r} is no folder, no file of records (.ffr), and {nearest(str(source), _SETS)}")
 
 
 def _no_caption(row: Row) -> None:

@@ -74,7 +74,7 @@ class Lpips(nn.Module):
         distance = torch.zeros(len(first), device=first.device)
         both = zip(self.features(first), self.features(second), self.heads, strict=True)
         for one, other, head in both:
-            difference = (_normalised(one) - _normalised(other)).square()  # (B, C, h, w)
+            difference = (_normalised(one.float()) - _normalised(other.float())).square()  # (B, C, h, w)
             distance = distance + torch.einsum("bchw,c->bhw", difference, head).mean((1, 2))
         return distance
 

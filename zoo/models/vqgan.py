@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.blocks.autoencoder import Decoder, Encoder
-from zoo.blocks.quantize import GumbelQuantizer, VectorQuantizer
+from zoo.blocks.quantize import CosineQuantizer, GumbelQuantizer, VectorQuantizer
 from zoo.errors import SettingsError
 
-QUANTIZERS = {"vq": VectorQuantizer, "gumbel": GumbelQuantizer}
+QUANTIZERS = {"vq": VectorQuantizer, "cosine": CosineQuantizer, "gumbel": GumbelQuantizer}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,13 @@ class VqganConfig:
     """Sizes. `size`: the side in pixels of the pictures it takes. `widths`: the channels of each level, the first at
     full resolution and each further one at half the one before. `blocks` of each level; `attention`: the levels that
     have it. `latent`: channels between the halves. `vocab` codes of `code_width` each, by a `quantizer` "vq" (the
-    nearest) or "gumbel" (the likeliest). `black`: the value of black in the network, where white is 1. `encoder`: false
-    for weights published without one. `haar`: the decoder gives a wavelet's bands, so pictures of twice the side."""
+    nearest), "cosine" (that of the nearest direction) or "gumbel" (the likeliest). `black`: the value of black in the
+    network, where white is 1. `encoder`: false for weights published without one. `haar`: the decoder gives a wavelet's
+    bands, so pictures of twice the side. `eps` of the norms: 1e-6, and 1e-5 in CLIP-GEN's release.
+
+    How a "vq" or "cosine" is trained: `codebook` draws rows to latents and `commitment` latents to rows; taming's runs
+    had 0.25 and 1, CLIP-GEN's 0.2 and 1. `decay`, `restart`: see `zoo.blocks.quantize`.
+    """
 
     size: int = 256
     widths: tuple[int, ...] = (128, 128, 256, 256, 512)
@@ -38,6 +43,11 @@ class VqganConfig:
     black: float = -1.0
     encoder: bool = True
     haar: bool = False
+    eps: float = 1e-6
+    codebook: float = 1.0
+    commitment: float = 0.25
+    decay: float = 0.0
+    restart: float = 0.0
 
     @classmethod
     def from_dict(cls, sizes: Mapping) -> VqganConfig:
@@ -53,10 +63,14 @@ class Vqgan(nn.Module):
         if config.quantizer not in QUANTIZERS:
             raise SettingsError(f"quantizer={config.quantizer!r} is not one of {', '.join(QUANTIZERS)}")
         self.config = config
-        sizes = dict(widths=config.widths, blocks=config.blocks, attention=config.attention)
+        sizes = dict(widths=config.widths, blocks=config.blocks, attention=config.attention, eps=config.eps)
         self.encoder = Encoder(**sizes, out=config.latent) if config.encoder else None
         self.quant_conv = nn.Conv2d(config.latent, config.code_width, 1) if config.encoder else None
-        self.quantize = QUANTIZERS[config.quantizer](config.vocab, config.code_width)
+        learning = dict(
+            codebook=config.codebook, commitment=config.commitment, decay=config.decay, restart=config.restart
+        )
+        learning = {} if config.quantizer == "gumbel" else learning
+        self.quantize = QUANTIZERS[config.quantizer](config.vocab, config.code_width, **learning)
         self.post_quant_conv = nn.Conv2d(config.code_width, config.latent, 1)
         self.decoder = Decoder(**sizes, channels=config.latent, out=12 if config.haar else 3)
 
@@ -96,6 +110,33 @@ class Vqgan(nn.Module):
         image = inverse_haar(image) if self.config.haar else image
         black = self.config.black
         return (image.clamp(black, 1) - black) / (1 - black)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that pictures come out of."""
+        return self.decoder.conv_out.weight
+
+    def forward(self, image: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
+        """Pictures (B, 3, H, W) of 0..1 -> "loss" and its parts, "pixel", the mean absolute difference in -1..1, and
+        "quantizer"; for a discriminator "image", what was drawn, and "target", both (B, 3, H, W) of -1..1.
+
+        `temperature`: of the draw of a "gumbel". Raises SettingsError for weights that were published for drawing only.
+        """
+        if self.config.haar:
+            raise SettingsError("this VQGAN draws a wavelet's bands, and was published to draw with, not to be trained")
+        black, draw = self.config.black, self.config.quantizer == "gumbel"
+        latents = self.latents(image)
+        quantized = self.quantize(latents, temperature) if draw else self.quantize(latents)
+        found = self.decoder(self.post_quant_conv(quantized.rows)).float()
+        drawn, target = (found - black) / (1 - black) * 2 - 1, image.float() * 2 - 1
+        pixel = (drawn - target).abs().mean()
+        return {
+            "loss": pixel + quantized.loss,
+            "pixel": pixel,
+            "quantizer": quantized.loss,
+            "image": drawn,
+            "target": target,
+        }
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) of 0..1 -> what is left of them after encoding and decoding."""

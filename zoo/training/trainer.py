@@ -28,8 +28,9 @@ from .log import logger
 from .run import Run
 from .run_folder import RunFolder, model_config
 from .schedule import Schedule, lr_at, warm_up_steps
-from .settings import from_words
+from .settings import Settings, from_words
 from .state_file import split, taken
+from .stop_request import StopRequest
 
 
 class Trainer:
@@ -68,9 +69,17 @@ class Trainer:
         processes as `train` does. Raises SettingsError, LaunchError, MissingPackage.
         """
         relaunch(self.settings)
-        engine_type = find_engine(self.settings.env_type)
+        engine_type = self.engine_type()
         engine_type.join(self.settings)
         return engine_type.build(make, self.settings)
+
+    def engine_type(self) -> type[Engine]:
+        """What runs its steps. Raises SettingsError."""
+        return find_engine(self.settings.env_type)
+
+    def open_engine(self, engine_type: type[Engine], model: nn.Module, optimizer: Any, settings: Settings) -> Engine:
+        """That, over the model."""
+        return engine_type(model, optimizer, settings, self.forward_step)
 
     def train(
         self,
@@ -107,12 +116,12 @@ class Trainer:
         model_config(model)
         split(taken(state), {})  # what no checkpoint can hold is said now, not at the first save
         relaunch(settings)
-        engine_type = find_engine(settings.env_type)
+        engine_type = self.engine_type()
         engine_type.join(settings)
         if settings.checkpoint_activations:
             self._recompute(model)
         batches = open_batches(train_dataset, settings, collate_fn)
-        engine = engine_type(model, optimizer, settings, self.forward_step)
+        engine = self.open_engine(engine_type, model, optimizer, settings)
         total = self.total = self._total_steps(batches)
         schedule = self._schedule(engine.group_lrs, lr_scheduler, total)
 
@@ -134,7 +143,7 @@ class Trainer:
             return self._loop(run)
 
     def _loop(self, run: Run) -> dict[str, Any]:
-        """The loop. One turn is one micro-batch; what follows `engine.step` happens once per update of the weights."""
+        """The loop. One turn is one micro-batch; `updated` comes once per update of the weights."""
         settings, engine = run.settings, run.engine
         if run.step >= run.total:
             return run.finished()
@@ -149,40 +158,43 @@ class Trainer:
                 run.clock.samples += length(batch)
                 lrs = run.schedule(run.step)
                 run.look_at_layers()
-                if not engine.step(lrs):
-                    continue
-
-                run.step += 1
-                self.step = run.step
-                run.clock.updates += 1
-                run.meter.close(engine.grad_norm)
-                run.schedule.advance()
-                run.log.tick()
-                if run.ema:
-                    run.ema.update()
-                if run.folder and not engine.swaps:
-                    run.saver.prepare(run.pieces)
-                if run.guard.wants_back(engine.grad_norm) and run.go_back():
-                    continue
-                done = run.step == run.total
-                judged = run.evaluate is not None and (done or run.step % settings.eval_interval == 0)
-                numbers = run.judge() if judged else None
-                if judged or done or run.step % settings.log_interval == 0:
-                    run.write_line(epoch, lrs[0], numbers)
-                if judged:
-                    run.consider(numbers)
-                if done:
-                    run.finish()
-                if run.step == settings.simulate_suspend:
-                    stop.simulate()
-                reason = stop.agreed()
-                if done or reason or run.step % settings.save_interval == 0:
-                    run.save()
-                if reason and not done:
-                    run.saver.wait()
-                    stop.done()
-                    raise run.stopped(reason)
+                if engine.step(lrs):
+                    self.updated(run, stop, epoch, lrs[0])
         return run.line
+
+    def updated(self, run: Run, stop: StopRequest, epoch: int, lr: float) -> None:
+        """What follows an update of the weights: averaging, judging, logging, saving. Raises as `train` does."""
+        settings, engine = self.settings, run.engine
+        run.step += 1
+        self.step = run.step
+        run.clock.updates += 1
+        run.meter.close(engine.grad_norm)
+        run.schedule.advance()
+        run.log.tick()
+        if run.ema:
+            run.ema.update()
+        if run.folder and not engine.swaps:
+            run.saver.prepare(run.pieces)
+        if run.guard.wants_back(engine.grad_norm) and run.go_back():
+            return
+        done = run.step == run.total
+        judged = run.evaluate is not None and (done or run.step % settings.eval_interval == 0)
+        numbers = run.judge() if judged else None
+        if judged or done or run.step % settings.log_interval == 0:
+            run.write_line(epoch, lr, numbers)
+        if judged:
+            run.consider(numbers)
+        if done:
+            run.finish()
+        if run.step == settings.simulate_suspend:
+            stop.simulate()
+        reason = stop.agreed()
+        if done or reason or run.step % settings.save_interval == 0:
+            run.save()
+        if reason and not done:
+            run.saver.wait()
+            stop.done()
+            raise run.stopped(reason)
 
     def evaluate(
         self,
@@ -195,7 +207,7 @@ class Trainer:
 
         The model's mode and all random numbers are after as they were before. Raises SettingsError, EmptyDataset.
         """
-        engine_type = find_engine(self.settings.env_type)
+        engine_type = self.engine_type()
         engine_type.join(self.settings)
         engine = engine_type(model, None, self.settings, self.forward_step, trains=False)
         with judging(model, engine.device, self.settings.seed):
