@@ -19,7 +19,6 @@ clip-emoji-tiny was trained by (about 50 minutes on two cores):
 from __future__ import annotations
 
 import argparse
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from zoo import AutoLoader, Trainer
+from zoo import AutoLoader, Trainer, weights
 from zoo.data import CsvDataset, Distort, clip_train_transform, clip_transform, collate_fn, open_dataset
 from zoo.hub import File, fetch
 from zoo.metrics.embed import embed
@@ -36,7 +35,6 @@ from zoo.models.clip import Clip, ClipConfig, TextConfig
 from zoo.models.clip_resnet import ResNetConfig
 from zoo.tokenizers import ClipTokenizer
 from zoo.training.options import add_options, trainer_words
-from zoo.weights import atomic_file
 
 EMOJI_MERGES = File(name="merges.txt.gz", packaged="emoji_bpe.txt.gz")  # 4,096 ids, by train_tokenizer.py
 EMOJI_CLIP = ClipConfig(
@@ -71,19 +69,12 @@ def build(args: argparse.Namespace) -> tuple[Clip, ClipTokenizer]:
     if args.model:
         loader = AutoLoader("txt_img_matching", args.model, device="cpu", dtype="float32")
         for file in loader.card.files[1:]:
-            keep(fetch(file, loader.folder), args.run_folder / file.name)
+            weights.copy_file(fetch(file, loader.folder), args.run_folder / file.name)
         return loader.get_model(), loader.get_tokenizer()
     torch.manual_seed(args.seed)
-    merges = keep(fetch(EMOJI_MERGES), args.run_folder / EMOJI_MERGES.name)
+    merges = weights.copy_file(fetch(EMOJI_MERGES), args.run_folder / EMOJI_MERGES.name)
     config = replace(EMOJI_CLIP, loss=args.loss)
     return Clip(config), ClipTokenizer(merges, context_length=config.text.context)
-
-
-def keep(file: Path, to: Path) -> Path:
-    """A copy, written aside and renamed: several processes do this at once."""
-    with atomic_file(to) as aside:
-        shutil.copyfile(file, aside)
-    return to
 
 
 def open_data(args: argparse.Namespace, model: Clip, tokenizer: ClipTokenizer) -> tuple[Dataset, Dataset | None]:

@@ -18,7 +18,6 @@ on. The run folder is loaded by AutoLoader("text2img", "dalle", weights=FOLDER).
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,22 +26,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from zoo import AutoLoader, Trainer, catalog, distributed, weights
+from zoo.commands.model_options import find
+from zoo.commands.samples import draw_samples
 from zoo.data import CsvDataset, collate_fn, dalle_train_transform, open_dataset
 from zoo.data.codes import CodesDataset, check_codes, codes_collate, encode_dataset
 from zoo.hub import File, fetch
 from zoo.models.dalle import Dalle, DalleConfig
 from zoo.models.dalle_transformer import DalleTransformer, TransformerConfig
-from zoo.pictures import grid
 from zoo.tokenizers import BpeTokenizer
 from zoo.training.options import add_options, trainer_words
-from zoo.weights import atomic_file
 
 EMOJI_VOCABULARY = File(name="bpe.json.gz", packaged="emoji_dalle_bpe.json.gz")  # 2,048 ids, by train_tokenizer.py
 HELD_OUT = 400  # pairs that each evaluation looks at
-PROMPTS = (  # of the samples: concepts that the emoji test split draws in a style of its own
-    *("red apple", "tulip", "cow face", "volcano", "oncoming police car", "candle", "bullseye", "thumbs up"),
-    *("红心", "红苹果", "火山", "旗: 巴西", "drooling face", "flag: Brazil", "hot beverage", "guitar"),
-)
 CHANGES_THE_DATA_OR_THE_MODEL = (
     *("model", "dvae", "pairs", "pictures", "vocabulary", "language", "bpe_dropout", "caption_dropout", "code_dropout"),
     *("width", "depth", "heads", "text_length", "attention", "codes"),
@@ -88,29 +83,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def keep(file: Path, to: Path) -> Path:
-    """A copy, written aside and renamed: several processes do this at once."""
-    with atomic_file(to) as aside:
-        shutil.copyfile(file, aside)
-    return to
-
-
-def image_tokenizer(name: str) -> torch.nn.Module:
-    """By the name of a card, or from a folder that train_dvae.py left."""
-    if Path(name).exists():
-        return AutoLoader("img_tokenizing", "dvae", weights=name, device="cpu", dtype="float32").get_model()
-    return AutoLoader("img_tokenizing", name, device="cpu", dtype="float32").get_model()
-
-
 def build(args: argparse.Namespace, trainer: Trainer) -> Dalle:
     """The model to train, its transformer in pieces under ZeRO-3. The tokenizer's file goes to the run folder: the
     weights are useless without it."""
     args.run_folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = keep(args.vocabulary or fetch(EMOJI_VOCABULARY), args.run_folder / EMOJI_VOCABULARY.name)
+    vocabulary = weights.copy_file(args.vocabulary or fetch(EMOJI_VOCABULARY), args.run_folder / EMOJI_VOCABULARY.name)
     card = catalog.find("text2img", args.model) if args.model else None
     if card and card.files:
         return AutoLoader("text2img", args.model, device="cpu", dtype="float32").get_model()
-    dvae = image_tokenizer(args.dvae)
+    dvae = find("img_tokenizing", "dvae", args.dvae).get_model()
     if card:
         sizes = TransformerConfig.from_dict(card.config["transformer"] | {"attention": args.attention})
     else:
@@ -154,7 +135,7 @@ def with_codes(args: argparse.Namespace, model: Dalle, pairs: Callable, tokenize
         return None
     pictures = pairs(dalle_train_transform(model.image_size), None)
     if args.codes == "once":
-        codes = encode_dataset(pictures, model.dvae.encode, progress=distributed.rank() == 0)
+        codes = encode_dataset(pictures, {"codes": model.dvae.encode}, progress=distributed.rank() == 0)["codes"]
     else:
         codes = check_codes(weights.read(args.codes), weights.read_config(args.codes), pictures, model.dvae)
     return CodesDataset(pairs(None, tokenizer), codes)
@@ -169,14 +150,6 @@ def measure(dataset: Dataset, model: Dalle) -> dict[str, float]:
         for name, value in model(text=batch["text"].to(device), image=batch["image"].to(device)).items():
             numbers[name] = numbers.get(name, 0.0) + float(value) * len(batch["text"]) / len(dataset)
     return numbers
-
-
-def draw_samples(model: Dalle, path: Path) -> None:
-    """Draws PROMPTS; all ranks do, since each may hold a part of the weights, and the first writes."""
-    pictures = [drawn[0] for drawn in model.generate(PROMPTS, progress=False)]
-    if distributed.rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid(pictures, 8, PROMPTS, cell=128).save(path)
 
 
 def main(argv: list[str] | None = None) -> None:

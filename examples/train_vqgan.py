@@ -2,14 +2,14 @@
 
     python examples/train_vqgan.py                                  # from nothing, on the packaged emoji
     python examples/train_vqgan.py --ds FOLDER --size 256 --widths 128 128 256 256 512 --blocks 2 --attention 4 \\
-        --vocab 16384 --code-width 256 --latent 256 --disc-width 64 --lpips vgg16-397923af.pth vgg.pth
+        --vocab 16384 --code-width 256 --latent 256 --disc-width 64 --lpips lpips-vgg16
     torchrun --nproc-per-node 8 examples/train_vqgan.py ...         # or zoo launch, deepspeed, --num-gpus 8
 
 The second is the published f16 (Esser et al. 2021). --ds is a named data set, a folder of pictures or a file of
-records (.ffr); captions are never read. Without --lpips pictures are compared by their pixels alone, and blur: the
-error message of a wrong file says where the weights are. At each evaluation the run folder gets samples/STEP.png,
-pictures above and what comes back below. Start the same command again and it goes on. The run folder's
-model.safetensors is loaded by AutoLoader("img_tokenizing", "vqgan", weights=FOLDER).
+records (.ffr); captions are never read. --lpips lpips-vgg16 downloads the weights that compare pictures as people do;
+their files may be given instead. Without it they are compared by their pixels alone, and blur. At each evaluation the
+run folder gets samples/STEP.png, pictures above and what comes back below. Start the same command again and it goes
+on. The run folder's model.safetensors is loaded by AutoLoader("img_tokenizing", "vqgan", weights=FOLDER).
 
 Under DeepSpeed's launcher it trains by DDP: ZeRO shares out one model, and here are two.
 `zoo info vqgan-emoji-tiny` says with which options that model was trained.
@@ -76,8 +76,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--restart", type=float, default=0.0, help="codes used less often per step begin anew (%(default)s)"
     )
     judge = parser.add_argument_group("against what")
-    judge.add_argument("--lpips", nargs="+", metavar="FILE", help="weights of LPIPS with VGG-16")
+    judge.add_argument("--lpips", nargs="+", metavar="FILE", help="lpips-vgg16, or files of its weights")
     judge.add_argument("--perceptual", type=float, default=1.0, help="weight of LPIPS (%(default)s)")
+    judge.add_argument(
+        "--perceptual-share", type=float, default=1.0, help="of a batch that LPIPS looks at (%(default)s)"
+    )
     judge.add_argument("--adversarial", type=float, default=0.8, help="weight of the discriminator (%(default)s)")
     judge.add_argument("--cap", type=float, default=1e4, help="largest adaptive weight (%(default)s)")
     judge.add_argument("--disc-start", type=float, default=0.25, help="it learns from; <1 a part of all (%(default)s)")
@@ -137,6 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         perceptual=load_lpips(args.lpips) if args.lpips else None,
         adversary=Adversary(
             perceptual=args.perceptual,
+            perceptual_share=args.perceptual_share,
             adversarial=args.adversarial,
             cap=args.cap,
             start=args.disc_start,

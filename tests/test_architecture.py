@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "data": set(),
     "blocks": {"distributed"},
     "models": {"blocks", "generation", "distributed"},
-    "catalog": {"models", "converters", "tokenizers", "data", "hub"},
+    "catalog": {"models", "converters", "tokenizers", "data", "metrics", "hub"},
     "auto_loader": {"catalog", "hub", "weights", "devices", "optimization"},
     "training": {"weights", "distributed", "devices"},
     "optimization": set(),

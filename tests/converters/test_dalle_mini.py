@@ -37,6 +37,8 @@ VQGAN = VqganConfig(
     code_width=8,
     black=0.0,
     encoder=False,
+    codebook=0.25,
+    commitment=1.0,
 )
 STACKED = {"encoder": "FlaxBartEncoderLayers", "decoder": "FlaxBartDecoderLayers"}
 

@@ -32,7 +32,7 @@ class Few(torch.utils.data.Dataset):
 
 def test_codes_stand_in_place_of_the_pictures_with_the_same_captions(model):
     pictures = Few(open_dataset("emoji", "test", unit_transform(64)), 5)
-    codes = encode_dataset(pictures, model.encode, batch_size=2, progress=False)
+    codes = encode_dataset(pictures, {"codes": model.encode}, batch_size=2, progress=False)["codes"]
     assert codes.dtype == torch.int32 and codes.shape == (5, 8, 8)
     samples = CodesDataset(Few(open_dataset("emoji", "test"), 5), codes)
     for i in range(5):

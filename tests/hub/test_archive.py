@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import zipfile
 
 import pytest
 
@@ -23,6 +24,34 @@ def tar(path, mode: str = "w:gz", prefix: str = "./top/"):
             info.size = len(body)
             archive.addfile(info, io.BytesIO(body))
     return path
+
+
+def zipped(path, *names: str):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, b"" if name.endswith("/") else BODY)
+    return path
+
+
+def test_a_zip_gives_its_files_too(tmp_path):
+    archive = zipped(tmp_path / "x.zip", "top/", "top/b/c")
+    extract(archive, "top/b/c", tmp_path / "w")
+    assert (tmp_path / "w").read_bytes() == BODY
+    with pytest.raises(DownloadError, match="holds no file top, but top/, top/b/c"):
+        extract(archive, "top", tmp_path / "v")
+    whole = archive.read_bytes()
+    for data in (whole[:-30], whole[:200] + bytes([whole[200] ^ 255]) + whole[201:]):
+        archive.write_bytes(data)
+        with pytest.raises(DownloadError, match="Remove it to download it again"):
+            extract(archive, "top/b/c", tmp_path / "v")
+
+
+def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
+    """Such as one of a torch checkpoint."""
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(zipped(tmp_path / "x.zip", "a"), "model.ckpt")
+    extract(tmp_path / "x.tar", "model.ckpt", tmp_path / "w")
+    assert (tmp_path / "w").read_bytes() == (tmp_path / "x.zip").read_bytes()
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])

@@ -99,6 +99,8 @@ def test_other_weights_are_refused_with_what_to_download(published):
         Lpips.from_state({name: t for name, t in published.items() if not name.startswith("NetLinLayer_3")})
     with pytest.raises(WeightsMismatch, match="convs.0.weight is missing"):
         Lpips.from_state({})
+    with pytest.raises(WeightsMismatch, match="features.1.weight is left over.*pip download"):  # of a batch norm
+        Lpips.from_state(published | {"features.1.weight": torch.ones(64)})
 
 
 def test_pictures_that_cannot_be_compared_are_refused(published):

@@ -217,6 +217,25 @@ def test_a_model_without_a_last_layer_and_a_clash_of_names_are_refused(game):
 def test_an_adversary_has_no_negative_numbers(name):
     with pytest.raises(SettingsError, match=name):
         Adversary(**{name: -1.0})
+    with pytest.raises(SettingsError, match="perceptual_share"):
+        Adversary(perceptual_share=0.0)
+
+
+def test_the_perceptual_part_may_look_at_some_pictures_of_a_batch(game):
+    """At half of them it has twice the gradient there and none elsewhere, as the mean of half a batch has."""
+    gradients = []
+    for share in (1.0, 0.5):
+        trainer = game.trainer(None, adversary={"perceptual_share": share})
+        model, image = game.Autoencoder().eval(), torch.rand(4, 3, 8, 8)
+        torch.manual_seed(0)
+        image = torch.rand(4, 3, 8, 8)
+        found = model(image)
+        found["loss"] = 0 * found["loss"]
+        pair = trainer.open_engine(trainer.engine_type(), model, None, trainer.settings)
+        loss = trainer._generator_loss(pair, found, False)
+        gradients.append(torch.autograd.grad(loss, found["image"])[0])
+    torch.testing.assert_close(gradients[1][:2], 2 * gradients[0][:2])
+    assert gradients[0][2:].any() and not gradients[1][2:].any()
 
 
 def test_another_adversary_is_another_run(game, tmp_path):

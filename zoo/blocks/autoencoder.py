@@ -117,7 +117,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures -> latents. `widths`: channels of each level. `attention`: the levels that have it. `eps`: of the norms."""
+    """Pictures -> latents. `widths`: channels of each level. `attention`: levels that have it. `eps`: of the norms."""
 
     def __init__(self, *, widths: Sequence[int], blocks: int, attention: Sequence[int], out: int, eps: float = EPS):
         super().__init__()

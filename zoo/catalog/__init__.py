@@ -5,15 +5,17 @@ A new checkpoint of a known family is one more row in the family's file; a new f
 
 from __future__ import annotations
 
-from zoo.catalog import clip, clip_bert, clip_emoji, dalle, dalle_mini, dvae, vqgan
+from zoo.catalog import clip, clip_bert, clip_emoji, clip_gen, dalle, dalle_mini, dvae, lpips, vqgan
 from zoo.catalog.card import Card
 from zoo.errors import UnknownModel, UnknownTask, nearest
 
 __all__ = ["TASKS", "Card", "cards", "find", "list_models"]
 
-TASKS = ("txt_img_matching", "text2img", "img_tokenizing")
+TASKS = ("txt_img_matching", "text2img", "img_tokenizing", "img_comparing")
 CARDS: tuple[Card, ...] = (
-    clip_emoji.CARDS + clip.CARDS + clip_bert.CARDS + dalle.CARDS + dalle_mini.CARDS + dvae.CARDS + vqgan.CARDS
+    *(clip_emoji.CARDS + clip.CARDS + clip_bert.CARDS),
+    *(dalle.CARDS + dalle_mini.CARDS + clip_gen.CARDS),
+    *(dvae.CARDS + vqgan.CARDS + lpips.CARDS),
 )
 
 

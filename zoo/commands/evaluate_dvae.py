@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.commands.model_options import add_model_options
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 DEFAULT = "dvae-emoji-tiny"
 EXAMPLES = """\
 examples:
-  zoo eval dvae --lpips vgg16.ckpt
+  zoo eval dvae --lpips lpips-vgg16
   zoo eval dvae --model dvae-openai --data emoji --split test
 """
 
@@ -25,7 +26,10 @@ def register(families: argparse._SubParsersAction, shared: Any, **settings: obje
         "dvae", help="pictures through an image tokenizer, a dVAE or a VQGAN, and back", epilog=EXAMPLES, **settings
     )
     parser.add_argument(
-        "--lpips", metavar="FILE", nargs="+", help="measure LPIPS too, with these weights (without: says which)"
+        "--lpips",
+        metavar="FILE",
+        nargs="+",
+        help="measure LPIPS too: lpips-vgg16, which is downloaded, or files of its weights (without: says which)",
     )
     shared(parser)
     add_model_options(parser)
@@ -42,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     open_dataset(args.data, args.split)  # a wrong name is said before weights are read
     loader = AutoLoader("img_tokenizing", args.model, args.model_dir, args.weights, args.device)
     dataset = open_dataset(args.data, args.split, loader.get_transform(), language=None)
-    distance = load_lpips(args.lpips).to(loader.device) if args.lpips else None
+    distance = load_lpips(args.lpips, args.model_dir).to(loader.device) if args.lpips else None
     model = loader.get_model()
     found = reconstruction(
         model.encode, model.decode, model.vocab, dataset,
@@ -66,9 +70,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_lpips(paths: list[str]) -> Lpips:
-    """The distance whose weights are in these files. Raises UnreadableWeights, and WeightsMismatch with a remedy."""
-    from zoo import weights
+def load_lpips(paths: list[str], model_dir: str | None = None) -> Lpips:
+    """The distance whose weights are in these files, or that of a card's name. On the CPU.
+
+    Raises UnreadableWeights, WeightsMismatch with a remedy, and for a card DownloadError.
+    """
+    from zoo import AutoLoader, list_models, weights
+    from zoo.errors import UnreadableWeights, nearest
     from zoo.metrics.lpips import Lpips
 
+    names = list_models("img_comparing")
+    gone = [path for path in paths if not Path(path).exists()]
+    if gone == paths and len(paths) == 1 and paths[0].lower() in names:
+        return AutoLoader("img_comparing", paths[0], model_dir, device="cpu").get_model()
+    if gone:
+        raise UnreadableWeights(f"there is no file or folder {gone[0]}, and no such name; {nearest(gone[0], names)}")
     return Lpips.from_state({name: tensor for path in paths for name, tensor in weights.read(path).items()})

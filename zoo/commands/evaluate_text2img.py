@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.commands.generate import TINY
@@ -17,6 +18,7 @@ EXAMPLES = """\
 examples:
   zoo eval text2img
   zoo eval text2img --candidates 1 8 --guidance 3 --language zh
+  zoo eval text2img --model clip-gen-emoji-tiny --judge runs/another-clip
 """
 
 
@@ -31,7 +33,12 @@ def register(families: argparse._SubParsersAction, shared: Any, **settings: obje
         "--candidates", type=int, nargs="+", default=[1, 8], metavar="N",
         help="of so many pictures the matching model takes the best; several: each in turn (default: 1 8)",
     )  # fmt: skip
-    parser.add_argument("--matcher", default=TINY_CLIP, help="the matching model (default: %(default)s)")
+    parser.add_argument(
+        "--matcher",
+        default=TINY_CLIP,
+        help="the matching model that chooses: a name, or a folder (default: %(default)s)",
+    )
+    parser.add_argument("--judge", help="the one that is asked whose pictures they are (default: the same)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
     parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest tokens only")
@@ -52,26 +59,37 @@ def run(args: argparse.Namespace) -> int:
     captions = list(dict.fromkeys(dataset.caption(dataset.row(i)) for i in range(len(dataset))))
     prompts = captions[:: max(1, len(captions) // args.prompts)][: args.prompts]
     model = AutoLoader("text2img", args.model, args.model_dir, args.weights, args.device).get_model()
-    named = {"model": args.matcher, "model_dir": args.model_dir, "weights": None, "device": args.device}
-    matcher = load_matcher(argparse.Namespace(**named))
+    matcher = matching(args.matcher, args)
+    judge = matching(args.judge, args) if args.judge else matcher
     rerank = clip_score(matcher.model, matcher.tokenizer, matcher.transform)
     words = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "guidance", "batch_size")}
     found = {}
     for candidates in args.candidates:
         drawn = model.generate(prompts, 1, args.seed, candidates=candidates, rerank=rerank, **words)
-        found[candidates] = found_again(matcher, [pictures[0] for pictures in drawn], prompts, captions)
+        found[candidates] = found_again(judge, [pictures[0] for pictures in drawn], prompts, captions)
     if args.json:
-        about = {name: getattr(args, name) for name in ("model", "matcher", "data", "split", "language", "guidance")}
+        about = {
+            name: getattr(args, name) for name in ("model", "matcher", "judge", "data", "split", "language", "guidance")
+        }
         print(as_json(about | {"prompts": len(prompts), "captions": len(captions), "recall": found}))
         return 0
     print(
-        f"{args.model}: {len(prompts)} captions of {args.data}, {args.split}, each drawn; {args.matcher} puts the right"
+        f"{args.model}: {len(prompts)} captions of {args.data}, {args.split}, each drawn; {args.judge or args.matcher} "
+        "puts the right"
     )
     print(f"one of {len(captions)} captions")
     for candidates, shares in found.items():
-        of = "of one picture" if candidates == 1 else f"of the best of {candidates}, by the same model"
+        by = args.matcher if args.judge else "the same model"
+        of = "of one picture" if candidates == 1 else f"of the best of {candidates}, by {by}"
         print("  " + ", ".join(f"{100 * share:5.1f} % in the first {k}" for k, share in shares.items()) + f": {of}")
     return 0
+
+
+def matching(name: str, args: argparse.Namespace) -> Matcher:
+    """The matching model of that name, or in the folder that train_clip.py left."""
+    folder = Path(name).exists()
+    named = {"model": "clip" if folder else name, "weights": name if folder else None}
+    return load_matcher(argparse.Namespace(**named, model_dir=args.model_dir, device=args.device))
 
 
 def found_again(matcher: Matcher, pictures: list[Image], prompts: list[str], captions: list[str]) -> dict[int, float]:

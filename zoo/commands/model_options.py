@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zoo import AutoLoader
     from zoo.models.clip import Clip
 
 TINY = "clip-emoji-tiny"
@@ -54,6 +56,17 @@ def load_matcher(args: argparse.Namespace) -> Matcher:
         transform=loader.get_transform(),
         device=next(model.parameters()).device,
     )
+
+
+def find(task: str, family: str, name: str) -> AutoLoader:
+    """A model by the name of its card, or by the folder that a training of its family left; on the CPU in fp32, to be
+    a part of one that is trained."""
+    from zoo import AutoLoader
+
+    where: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
+    if Path(name).exists():
+        return AutoLoader(task, family, weights=name, **where)
+    return AutoLoader(task, name, **where)
 
 
 def load_scorer(model: str, device: str | None) -> Callable:

@@ -12,6 +12,8 @@ SCRIPTS: dict[str, Callable] = {
     "clip": lambda: import_module("zoo.examples.train_clip"),
     "dvae": lambda: import_module("zoo.examples.train_dvae"),
     "dalle": lambda: import_module("zoo.examples.train_dalle"),
+    "vqgan": lambda: import_module("zoo.examples.train_vqgan"),
+    "clip_gen": lambda: import_module("zoo.examples.train_clip_gen"),
 }
 EXAMPLES = """\
 examples:
@@ -19,6 +21,8 @@ examples:
   zoo train clip --help                   all settings of the script
   zoo train dvae                          pictures to grids of codes and back: DALL-E's first stage
   zoo train dalle                         captions to codes: the second
+  zoo train vqgan                         pictures to codes and back, against a discriminator: CLIP-GEN's first stage
+  zoo train clip_gen                      CLIP embeddings to codes: the second, without captions
   zoo train clip --steps 200 --batch-size 64 --run-folder runs/first
 """
 

@@ -27,27 +27,32 @@ def fingerprint(tokenizer: nn.Module) -> str:
 
 def encode_dataset(
     dataset: Dataset,
-    encode: Callable[[Tensor], Tensor],
+    encodes: Mapping[str, Callable[[Tensor], Tensor]],
     *,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     progress: bool = True,
-) -> Tensor:
-    """The codes of every sample, int32 (M, h, w), in the data set's order. Samples hold pictures (3, H, W) first;
-    `encode`: pictures (B, 3, H, W) -> codes (B, h, w)."""
+) -> dict[str, Tensor]:
+    """What each of `encodes`, pictures (B, 3, H, W) -> (B, ...), says of every sample, (M, ...), in the data set's
+    order: whole numbers, such as codes, in int32, others in fp32. Samples hold pictures (3, H, W) first. Raises
+    DataError for none."""
+    found: dict[str, list[Tensor]] = {name: [] for name in encodes}
     batches = DataLoader(dataset, batch_size=batch_size, collate_fn=_pictures)
     with torch.inference_mode():
-        found = [
-            encode(image.to(device)).to(torch.int32).cpu()
-            for image in tqdm(batches, "codes", disable=not progress, delay=2)
-        ]
-    if not found:
+        for image in tqdm(batches, "pictures", disable=not progress, delay=2):
+            for name, encode in encodes.items():
+                value = encode(image.to(device))
+                found[name].append(value.to("cpu", torch.float32 if value.is_floating_point() else torch.int32))
+    if not all(found.values()):
         raise DataError("there is no picture to encode: the data set is empty")
-    return torch.cat(found)
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def check_codes(
-    state: Mapping[str, Tensor], about: Mapping[str, Any], dataset: Dataset, tokenizer: nn.Module
+    state: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    dataset: Dataset,
+    tokenizer: nn.Module,
 ) -> Tensor:
     """The codes (M, h, w) in a file that `zoo data encode` wrote, if they are of this data set and tokenizer.
 
@@ -64,6 +69,18 @@ def check_codes(
     if about.get("tokenizer") != fingerprint(tokenizer):
         raise DataError("these codes were made with another image tokenizer: encode the data set again with this one")
     return codes
+
+
+def check_embeddings(
+    state: Mapping[str, Tensor], about: Mapping[str, Any], codes: Tensor, matcher: nn.Module
+) -> Tensor:
+    """The embeddings (M, E) beside the `codes` in such a file, if they are of this matching model. Raises DataError."""
+    found = state.get("embeddings")
+    if found is None or len(found) != len(codes) or about.get("matcher") != fingerprint(matcher):
+        raise DataError(
+            "this file has no embeddings by this CLIP: encode the data set again, `zoo data encode --matcher NAME`"
+        )
+    return found
 
 
 class CodesDataset(Dataset):

@@ -15,7 +15,7 @@ class File:
     repo: str | None = None  # hub id, tried last
     path: str | None = None  # inside repo or archive; None: as `name`
     revision: str | None = None
-    archive: File | None = None  # a tar, plain or compressed, that holds it; then there is no other source
+    archive: File | None = None  # a tar, plain or compressed, or a zip that holds it; then there is no other source
     packaged: str | None = None  # below zoo/assets/
     sha256: str | None = None
     size: int | None = None  # bytes, perhaps only about

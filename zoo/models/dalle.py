@@ -5,28 +5,20 @@ B samples, T text tokens, h w the grid of codes, N = h * w, H W pixels.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import SettingsError
-from zoo.generation.text_to_image import Score, generate
-from zoo.generation.tokens import Predict, Sampling, sample_tokens, uniforms
+from zoo.generation.tokens import Predict
 from zoo.models.dalle_decoding import Decoding
 from zoo.models.dalle_transformer import DalleTransformer, TransformerConfig
 from zoo.models.dvae import Dvae, DvaeConfig
+from zoo.models.painter import Painter, partly_others
+from zoo.models.painter import prompts_of as prompts_of
 from zoo.models.vqgan import Vqgan, VqganConfig
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-logger = logging.getLogger("zoo.models")
-PLAIN = Sampling()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +50,7 @@ def _image_config(sizes: Mapping) -> DvaeConfig | VqganConfig:
     return kind.from_dict(sizes)
 
 
-class Dalle(nn.Module):
+class Dalle(Painter):
     """Draws pictures of captions. `dvae` is trained before and stays as it is; `tokenizer` is needed to generate only.
 
     `dvae` may be a Vqgan. The parts may be others of the same use, with the `decoding` that draws from the transformer,
@@ -80,30 +72,23 @@ class Dalle(nn.Module):
         self.tokenizer = tokenizer
         self.decoding = decoding
         self.dvae.requires_grad_(False)
-        sizes = self.transformer.config
-        for what, codes, tokens in (
-            ("codes", self.dvae.vocab, sizes.vocab),
-            ("codes per side", self.dvae.grid, sizes.grid),
-        ):
-            if codes != tokens:
-                raise SettingsError(
-                    f"the image tokenizer has {codes} {what} and the transformer {tokens}: it was trained with another"
-                )
+        self.check_parts()
 
     @property
-    def image_size(self) -> int:
-        """The side of the pictures in pixels."""
-        return self.dvae.image_size
+    def image_tokenizer(self) -> nn.Module:
+        """The dVAE or VQGAN."""
+        return self.dvae
+
+    @property
+    def context_dropout(self) -> float:
+        """The part of captions that training leaves out."""
+        return self.config.caption_dropout
 
     def train(self, mode: bool = True) -> Dalle:
         """The image tokenizer stays in evaluation mode."""
         super().train(mode)
         self.dvae.eval()
         return self
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Blocks' activations are computed again in the backward pass."""
-        self.transformer.set_grad_checkpointing(enable)
 
     def forward(self, text: Tensor, image: Tensor | None = None, codes: Tensor | None = None) -> dict[str, Tensor]:
         """Text tokens (B, T) with pictures (B, 3, H, W) of 0..1, or their codes (B, h, w) -> the transformer's loss.
@@ -118,128 +103,15 @@ class Dalle(nn.Module):
             text = torch.where(dropped, self.no_caption(text), text)
         codes, seen = codes.flatten(1), None
         if self.training and self.config.code_dropout:
-            part = self.config.code_dropout * torch.rand(len(codes), 1, device=codes.device)
-            others = torch.randint_like(codes, self.dvae.vocab)
-            seen = torch.where(torch.rand(codes.shape, device=codes.device) < part, others, codes)
+            seen = partly_others(codes, self.dvae.vocab, self.config.code_dropout)
         return self.transformer(text, codes, seen)
+
+    def contexts(self, texts: list[str]) -> Tensor:
+        """Texts -> tokens (B, T). Raises SettingsError without a tokenizer, and CaptionTooLong."""
+        return self.tokenize(texts, self.transformer.config.text_length)
 
     def no_caption(self, like: Tensor) -> Tensor:
         """The tokens (1, T) that stand for no caption beside such tokens (B, T)."""
         without = torch.full_like(like[:1], self.transformer.config.pad)
         without[0, : len(self.config.empty)] = like.new_tensor(self.config.empty)
         return without
-
-    # --- drawing -----------------------------------------------------------------------------------------------------
-    def generate(
-        self,
-        prompts: str | Sequence[str],
-        n: int = 1,
-        seed: int = 0,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance: float | None = None,
-        rerank: Score | None = None,
-        candidates: int | None = None,
-        first_rows: tuple[Tensor, int] | None = None,
-        preview: Callable[[int, Tensor], None] | None = None,
-        batch_size: int | None = None,
-        progress: bool = True,
-    ) -> list[list[Image.Image]]:
-        """For each prompt a list of `n` pictures; "" is a picture of anything.
-
-        `temperature`, `top_k`, `top_p`, `guidance`: see `zoo.generation.tokens.Sampling`; where `guidance` is None, the
-        config's is taken. `seed`, `candidates`, `rerank`, `batch_size`: see `zoo.generation.text_to_image.generate`.
-        `first_rows`: a picture (3, H, W) of 0..1 and how many of its rows of codes every picture begins with.
-        `preview(row, pictures so far (B, 3, H, W))` is told after each row of codes; what is not yet drawn is grey.
-        Raises SettingsError, and CaptionTooLong for a prompt of more than T tokens.
-        """
-        guidance = self.config.guidance if guidance is None else guidance
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
-        if guidance != 1 and not self.config.caption_dropout:
-            logger.warning(
-                "guidance=%g, but this model was trained without caption dropout: it does not know what a picture of "
-                "no caption is, and guidance=1 may be better",
-                guidance,
-            )
-        given = None if first_rows is None else self._codes_of(*first_rows)
-
-        def draw(texts: list[str], seeds: list[int]) -> Tensor:
-            return self.dvae.decode(self.draw(self._tokens(texts), seeds, sampling, given, preview, progress))
-
-        words = {"candidates": candidates, "rerank": rerank, "batch_size": batch_size, "progress": progress}
-        with torch.inference_mode():
-            return generate(draw, prompts, n, seed, **words)
-
-    def draw(
-        self,
-        text: Tensor,
-        seeds: Sequence[int],
-        sampling: Sampling = PLAIN,
-        given: Tensor | None = None,
-        preview: Callable[[int, Tensor], None] | None = None,
-        progress: bool = False,
-    ) -> Tensor:
-        """Text tokens (B, T) and a seed each -> codes (B, h, w). `given` (g,): codes that each begins with.
-
-        Neighbouring rows of the same text are candidates of one prompt, which is read once for all of them.
-        """
-        grid, length = self.transformer.config.grid, self.transformer.config.grid**2
-        text, candidates = prompts_of(text)
-        without = self.no_caption(text) if sampling.guidance != 1 else None
-        predict = self.decoding(self.transformer, text, candidates, without, sampling.guidance)
-        if given is not None:
-            given = given.to(text.device).expand(len(seeds), -1)
-
-        def on_token(position: int, tokens: Tensor) -> None:
-            if preview is not None and (position + 1) % grid == 0:
-                preview((position + 1) // grid, self._so_far(tokens))
-
-        numbers = uniforms(seeds, length).to(text.device)
-        return sample_tokens(predict, numbers, sampling, given, on_token, progress).unflatten(1, (grid, grid))
-
-    def _so_far(self, tokens: Tensor) -> Tensor:
-        """The first codes (B, rows * w) -> pictures, grey below."""
-        grid = self.transformer.config.grid
-        filled = torch.zeros(len(tokens), grid * grid, dtype=tokens.dtype, device=tokens.device)
-        filled[:, : tokens.shape[1]] = tokens
-        pictures = self.dvae.decode(filled.unflatten(1, (grid, grid)))
-        drawn = tokens.shape[1] // grid * pictures.shape[2] // grid
-        pictures[:, :, drawn:] = 0.5
-        return pictures
-
-    @property
-    def _device(self) -> torch.device:
-        """Where it computes: where its weights are, or where accelerate brings them."""
-        hooks = (getattr(module, "_hf_hook", None) for module in self.transformer.modules())
-        brought = (hook.execution_device for hook in hooks if getattr(hook, "execution_device", None) is not None)
-        return torch.device(next(brought, next(self.transformer.parameters()).device))
-
-    def _tokens(self, texts: list[str]) -> Tensor:
-        if self.tokenizer is None:
-            raise SettingsError(
-                "generate needs the model's tokenizer: Dalle(..., tokenizer=), or load it by AutoLoader"
-            )
-        length = self.transformer.config.text_length
-        tokens = self.tokenizer.tokenize_as_tensor(texts, context_length=length, truncate="error")
-        return tokens.to(self._device)
-
-    def _codes_of(self, picture: Tensor, rows: int) -> Tensor:
-        """The codes of the first rows, (rows * w,). Raises SettingsError for a picture of another size."""
-        size, grid = self.image_size, self.transformer.config.grid
-        if tuple(picture.shape) != (3, size, size):
-            raise SettingsError(f"first_rows: a picture (3, {size}, {size}) is needed, this is {tuple(picture.shape)}")
-        if not 0 <= rows < grid:
-            raise SettingsError(f"first_rows: of {grid} rows of codes {rows} cannot be given: give 0 to {grid - 1}")
-        with torch.inference_mode():
-            return self.dvae.encode(picture[None].to(self._device))[0, :rows].flatten()
-
-
-def prompts_of(text: Tensor) -> tuple[Tensor, int]:
-    """Rows of text tokens (B, T) -> one for each run of equal rows, (P, T), and how long the runs are; where they are
-    not all equally long, all rows and 1."""
-    changes = (text[1:] != text[:-1]).any(1).nonzero()[:, 0] + 1
-    starts = [0, *changes.tolist(), len(text)]
-    lengths = {end - start for start, end in pairwise(starts)}
-    return (text[starts[:-1]], lengths.pop()) if len(lengths) == 1 else (text, 1)

@@ -118,7 +118,8 @@ class Vqgan(nn.Module):
 
     def forward(self, image: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
         """Pictures (B, 3, H, W) of 0..1 -> "loss" and its parts, "pixel", the mean absolute difference in -1..1, and
-        "quantizer"; for a discriminator "image", what was drawn, and "target", both (B, 3, H, W) of -1..1.
+        "quantizer"; "perplexity", as how many codes evenly used those of the batch are; for a discriminator "image",
+        what was drawn, and "target", both (B, 3, H, W) of -1..1.
 
         `temperature`: of the draw of a "gumbel". Raises SettingsError for weights that were published for drawing only.
         """
@@ -134,6 +135,7 @@ class Vqgan(nn.Module):
             "loss": pixel + quantized.loss,
             "pixel": pixel,
             "quantizer": quantized.loss,
+            "perplexity": perplexity(quantized.codes, self.vocab),
             "image": drawn,
             "target": target,
         }
@@ -141,6 +143,12 @@ class Vqgan(nn.Module):
     def reconstruct(self, image: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) of 0..1 -> what is left of them after encoding and decoding."""
         return self.decode(self.encode(image))
+
+
+def perplexity(codes: Tensor, vocab: int) -> Tensor:
+    """Codes -> e to the entropy of how often each is used: 1 for a single one, `vocab` where all are used alike."""
+    share = codes.flatten().bincount(minlength=vocab) / codes.numel()
+    return (-torch.special.xlogy(share, share)).sum().exp()
 
 
 def inverse_haar(bands: Tensor) -> Tensor:

@@ -36,14 +36,16 @@ from .trainer import Trainer
 class Adversary:
     """What joins the model's own loss, and when. Raises SettingsError.
 
-    `perceptual`: weight of the distance that is learnt of pictures. `adversarial`: that of the discriminator's verdict,
-    times the adaptive weight, which is at most `cap`. The discriminator learns from step `start` on, and counts
-    from `warm_up` steps later: one that knows nothing yet would only blur (taming-transformers, issue 93). Both are
-    parts of all steps below 1. `rest`: it does not learn from updates in which its loss is below this, for it tells
+    `perceptual`: weight of the distance that is learnt of pictures, which is taken of the first pictures of a batch, a
+    `perceptual_share` of them: less time, the same gradient on average. `adversarial`: that of the discriminator's
+    verdict, times the adaptive weight, which is at most `cap`. The discriminator learns from step `start` on, and
+    counts from `warm_up` steps later: one that knows nothing yet would only blur (taming-transformers, issue 93). Both
+    are parts of all steps below 1. `rest`: it does not learn from updates in which its loss is below this, for it tells
     all pictures apart as it is; 0: it always learns. `lr_ratio`: its rate over the generator's.
     """
 
     perceptual: float = 1.0
+    perceptual_share: float = 1.0
     adversarial: float = 0.8
     cap: float = 1e4
     start: float = 0.0
@@ -55,6 +57,8 @@ class Adversary:
         for name, value in asdict(self).items():
             if not 0 <= value < float("inf"):
                 raise SettingsError(f"{name}={value!r} of the Adversary: give 0 or more")
+        if not 0 < self.perceptual_share <= 1:
+            raise SettingsError(f"perceptual_share={self.perceptual_share!r} of the Adversary: give a part, up to 1")
 
 
 class AdversarialTrainer(Trainer):
@@ -145,7 +149,8 @@ class AdversarialTrainer(Trainer):
         loss, gradient = own.detach().float(), torch.zeros_like(picture)
         with self._precision(pair.device):
             if self.perceptual is not None and self.adversary.perceptual:
-                distance = self.perceptual((target + 1) / 2, (picture + 1) / 2).mean()
+                few = max(1, round(self.adversary.perceptual_share * len(picture)))
+                distance = self.perceptual((target[:few] + 1) / 2, (picture[:few] + 1) / 2).mean()
                 gradient = self.adversary.perceptual * torch.autograd.grad(distance, picture)[0]
                 loss = loss + self.adversary.perceptual * distance.detach().float()
                 noted["perceptual"] = distance

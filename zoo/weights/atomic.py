@@ -32,6 +32,13 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         _flush(path.parent)
 
 
+def copy_file(file: Path, to: Path) -> Path:
+    """`to`, a copy that is there whole or not at all, also where several processes make it at once. Raises DiskFull."""
+    with atomic_file(to) as aside:
+        shutil.copyfile(file, aside)
+    return to
+
+
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder: yields an empty one, and flushes every file in it before it becomes `path`.
