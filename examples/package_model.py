@@ -1,12 +1,13 @@
 """A run folder -> the files that ship: python examples/package_model.py runs/clip/best zoo/assets/clip-emoji-tiny
 
-Matrices and kernels are stored in half precision, which halves the file; norms, biases and scalars stay in fp32.
+Matrices and kernels are stored in half precision, which halves the file; norms, biases and scalars stay in fp32. How a
+VQGAN's codes were used in training is left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
 from pathlib import Path
 
 from zoo import weights
@@ -18,10 +19,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="the folder to write")
     args = parser.parse_args(argv)
     state = weights.read(args.run / "model.safetensors")
+    config = json.loads((args.run / "config.json").read_text(encoding="utf-8"))
+    if "restart" in config:
+        state = {name: t for name, t in state.items() if name not in ("quantize.counts", "quantize.sums")}
+        config |= {"decay": 0.0, "restart": 0.0}
     halved = {name: t.half() if t.is_floating_point() and t.ndim > 1 else t for name, t in state.items()}
     args.out.mkdir(parents=True, exist_ok=True)
     weights.write(halved, args.out / "model.safetensors")
-    shutil.copyfile(args.run / "config.json", args.out / "config.json")
+    (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     size = (args.out / "model.safetensors").stat().st_size
     print(f"{args.out / 'model.safetensors'}: {sum(t.numel() for t in state.values()):,} numbers, {size:,} bytes")
 

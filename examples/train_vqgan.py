@@ -2,7 +2,7 @@
 
     python examples/train_vqgan.py                                  # from nothing, on the packaged emoji
     python examples/train_vqgan.py --ds FOLDER --size 256 --widths 128 128 256 256 512 --blocks 2 --attention 4 \\
-        --vocab 16384 --code-width 256 --latent 256 --disc-width 64 --lpips lpips-vgg16
+        --groups 32 --vocab 16384 --code-width 256 --latent 256 --disc-width 64 --lpips lpips-vgg16
     torchrun --nproc-per-node 8 examples/train_vqgan.py ...         # or zoo launch, deepspeed, --num-gpus 8
 
 The second is the published f16 (Esser et al. 2021). --ds is a named data set, a folder of pictures or a file of
@@ -42,8 +42,8 @@ from zoo.training.schedule import cosine
 HELD_OUT, SHOWN = 400, 16  # pictures that each evaluation looks at; and draws
 GUMBEL_COLDEST = 1 / 16
 CHANGES_THE_DATA_OR_THE_MODEL = (
-    *("ds", "size", "widths", "blocks", "attention", "latent", "vocab", "code_width", "quantizer", "codebook"),
-    *("commitment", "decay", "restart", "disc_width", "noise"),
+    *("ds", "size", "widths", "blocks", "attention", "latent", "groups", "vocab", "code_width", "quantizer"),
+    *("codebook", "commitment", "decay", "restart", "disc_width", "noise"),
 )
 
 
@@ -58,12 +58,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     model = parser.add_argument_group("model")
     model.add_argument("--size", type=int, default=64, help="side of a picture in pixels (%(default)s)")
     model.add_argument(
-        "--widths", type=int, nargs="+", default=[32, 64, 96, 128], metavar="CHANNELS",
-        help="of each level, each at half the one before: five make f16 (32 64 96 128)",
+        "--widths", type=int, nargs="+", default=[32, 32, 64, 96], metavar="CHANNELS",
+        help="of each level, each at half the one before: five make f16 (32 32 64 96)",
     )  # fmt: skip
     model.add_argument("--blocks", type=int, default=1, help="residual blocks per level (%(default)s)")
     model.add_argument("--attention", type=int, nargs="*", default=[3], metavar="LEVEL", help="levels with it (3)")
-    model.add_argument("--latent", type=int, default=128, help="channels between the halves (%(default)s)")
+    model.add_argument("--latent", type=int, default=64, help="channels between the halves (%(default)s)")
+    model.add_argument("--groups", type=int, default=4, help="of channels in norms; published 32 (%(default)s)")
     model.add_argument("--vocab", type=int, default=1024, help="codes that there are (%(default)s)")
     model.add_argument("--code-width", type=int, default=32, help="numbers of a code (%(default)s)")
     model.add_argument("--quantizer", default="vq", choices=("vq", "cosine", "gumbel"), help="(%(default)s)")
@@ -114,6 +115,7 @@ def draw_samples(model: Vqgan, dataset: Dataset, path: Path) -> None:
     """Writes some pictures, and below them what comes back."""
     device = next(model.parameters()).device
     images = torch.stack([dataset[i][0] for i in range(0, len(dataset), math.ceil(len(dataset) / SHOWN))])
+    images = images[: len(images) // 8 * 8 or None]  # whole rows, so that each picture stands above its own
     again = model.reconstruct(images.to(device))
     if distributed.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +133,9 @@ def main(argv: list[str] | None = None) -> None:
     if not args.steps and not args.epochs:
         words["epochs"] = 10
     train, held_out = open_data(args)
-    sizes = {name: getattr(args, name) for name in ("size", "blocks", "latent", "vocab", "code_width", "quantizer")}
+    sizes = {
+        name: getattr(args, name) for name in ("size", "blocks", "latent", "groups", "vocab", "code_width", "quantizer")
+    }
     learning = {name: getattr(args, name) for name in ("codebook", "commitment", "decay", "restart")}
     torch.manual_seed(args.seed)
     model = Vqgan(VqganConfig(widths=tuple(args.widths), attention=tuple(args.attention), **sizes, **learning))

@@ -411,14 +411,15 @@ def test_the_demo_tells_all_its_steps(tiny, few, tmp_path: Path, capsys, monkeyp
     monkeypatch.setattr(demo, "STEPS", 10)
     monkeypatch.setattr(demo, "BATCH", 4)
     monkeypatch.setattr(demo, "CAPTIONS", ("no such caption", *few))
+    pictures = ("match.png", "dalle-emoji-tiny.png", "clip-gen-emoji-tiny.png")
     out = tmp_path / "tour"
     for folder in ("run", "run-2"):  # a second tour leaves the first one's run alone
         assert main(["demo", "--out", str(out), *tiny]) == 0
         text = capsys.readouterr().out
         assert all(f"[{step}/7]" in text for step in range(1, 8))
-        assert all(str(out / name) in text for name in ("match.png", "generated.png", folder))
+        assert all(str(out / name) in text for name in (*pictures, folder))
         assert (out / folder / "log.jsonl").exists() and (out / folder / "model.safetensors").exists()
-    assert all(Image.open(out / name).width > 300 for name in ("match.png", "generated.png"))
+    assert all(Image.open(out / name).width > 300 for name in pictures)
 
 
 def test_the_captions_of_the_demo_are_held_out():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -10,14 +11,18 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from zoo import AutoLoader, weights
 from zoo.cli import main
+from zoo.errors import DataError
 from zoo.models.dvae import Dvae, DvaeConfig
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -30,9 +35,19 @@ def start(script: str, *args: str, cwd: Path) -> subprocess.Popen:
 
 
 def run(script: str, *args: str, cwd: Path, code: int = 0) -> str:
+    """What it says."""
     out, err = (process := start(script, *args, cwd=cwd)).communicate(timeout=300)
     assert process.returncode == code, err[-3000:]
-    return out
+    return out + err
+
+
+def script(name: str) -> ModuleType:
+    """A script, to look inside."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        return import_module(name)
+    finally:
+        sys.path.pop(0)
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +161,9 @@ def test_what_dvae_training_leaves_is_loaded_by_name(pairs, tmp_path):
 
 
 def test_the_dvaes_annealing_follows_the_step_along_the_papers_cosines():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        from train_dvae import DvaeTrainer
-    finally:
-        sys.path.pop(0)
-    trainer = DvaeTrainer(kl_weight=6.6, kl_steps=5_000, temperature_steps=0.05, evenness=0, steps=1)
+    trainer = script("train_dvae").DvaeTrainer(
+        kl_weight=6.6, kl_steps=5_000, temperature_steps=0.05, evenness=0, steps=1
+    )
     trainer.total = 3_000_000  # so that the temperature falls over 150,000 steps
     told: dict[int, dict] = {}
     for step in (0, 2_500, 5_000, 75_000, 150_000, 2_000_000):
@@ -232,11 +244,165 @@ def test_dalle_built_in_pieces_draws_and_learns_as_in_one_process(pairs, dvae, t
     assert [path.name for path in sorted((tmp_path / "zero3/samples").iterdir())] == ["000002.png", "000004.png"]
 
 
-def test_few_pictures_are_not_learnt_by_heart_unless_asked():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        from train_dalle import parse
-    finally:
-        sys.path.pop(0)
-    given = (["--run-folder", "x"], ["--pairs", "p.tsv"], ["--code-dropout", "0.3"])
-    assert [parse(argv).code_dropout for argv in given] == [1.0, 0.0, 0.3]
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("train_dalle", (["--run-folder", "x"], ["--pairs", "p.tsv"], ["--code-dropout", "0.3"])),
+        ("train_clip_gen", (["--run-folder", "x"], ["--ds", "folder"], ["--code-dropout", "0.3"])),
+    ],
+)
+def test_few_pictures_are_not_learnt_by_heart_unless_asked(name: str, given: tuple[list[str], ...]):
+    assert [script(name).parse(argv).code_dropout for argv in given] == [1.0, 0.0, 0.3]
+
+
+# --- CLIP-GEN ---
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A folder of pictures: in colour, grey, with alpha, smaller than what is cut out of the others, and broken."""
+    folder, chance = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    kinds = {f"{i}": (40 + i, 48, 3) for i in range(8)} | {"grey": (40, 48), "alpha": (40, 48, 4), "small": (9, 7, 3)}
+    for name, shape in kinds.items():
+        Image.fromarray(chance.integers(0, 256, shape, np.uint8)).save(folder / f"{name}.png")
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:999])
+    return folder
+
+
+def vqgan_settings(ds: Path | str, folder: str) -> list[str]:
+    sizes = "--size 32 --widths 32 32 32 32 --attention 3 --latent 8 --vocab 16 --code-width 8 --disc-width 8"
+    learning = "--decay 0.9 --restart 0.5 --disc-start 2 --disc-warm-up 1 --steps 8 --batch-size 4"
+    kept = ["--ds", str(ds), "--run-folder", folder, "--log-interval", "1", "--eval-interval", "4"]
+    return [*sizes.split(), *learning.split(), *kept]
+
+
+@pytest.fixture(scope="module")
+def vqgan(pictures, tmp_path_factory) -> Path:
+    """What train_vqgan.py left: a VQGAN of 4 x 4 codes of 16 kinds."""
+    folder = tmp_path_factory.mktemp("vqgan")
+    run("train_vqgan.py", *vqgan_settings(pictures, "run"), cwd=folder)
+    return folder / "run"
+
+
+def left_out(said: str) -> list[str]:
+    """The pictures that a run reports as left out."""
+    reports = [line.partition("the next sample stands in: ")[2] for line in said.splitlines()]
+    return [Path(report.partition(": ")[0]).name for report in reports if report]
+
+
+def test_vqgan_training_that_was_suspended_ends_in_the_same_weights(pictures, vqgan, tmp_path):
+    settings = vqgan_settings(pictures, "run")
+    said = run("train_vqgan.py", *settings, "--simulate-suspend", "5", cwd=tmp_path, code=75)
+    assert left_out(said) == ["broken.png"]
+    assert lines(tmp_path / "run")[-1]["step"] == 5
+    run("train_vqgan.py", *settings, cwd=tmp_path)
+    whole, parts = weights.read(vqgan), weights.read(tmp_path / "run")
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    same = ("step", "loss", "grad_norm", "discriminator_loss", "adaptive_weight")
+    a, b = ([[line.get(k) for k in same] for line in lines(folder)] for folder in (vqgan, tmp_path / "run"))
+    assert a == b and len(a) == 8 and a[-1][3] is not None and a[-1][4] is not None
+
+
+def test_what_vqgan_training_leaves_is_loaded_by_name(vqgan):
+    loader = AutoLoader("img_tokenizing", "vqgan", weights=vqgan)
+    model = loader.get_model()
+    image = loader.get_transform()(Image.new("RGB", (70, 80), "red"))[None]
+    codes = model.encode(image)
+    assert codes.shape == (1, 4, 4) and model.decode(codes).shape == image.shape == (1, 3, 32, 32)
+    assert (model.config.decay, model.config.restart) == (0.9, 0.5)
+    assert [path.name for path in sorted((vqgan / "samples").iterdir())] == ["000004.png", "000008.png"]
+
+
+def test_a_vqgan_is_measured_on_held_out_emoji_as_it_is_trained_on_others(tmp_path):
+    run("train_vqgan.py", *vqgan_settings("emoji", "run"), "--steps", "2", cwd=tmp_path)
+    found = lines(tmp_path / "run")[-1]["eval"]
+    assert found["pictures"] == 376 and 0 < found["psnr"] < 30  # every fifth of 1,876
+    assert json.loads((tmp_path / "run/best/metrics.json").read_text())["psnr"] == found["psnr"]
+    assert (tmp_path / "run/samples/000002.png").exists()
+
+
+@pytest.mark.parametrize(("count", "rows"), [(3, 2), (8, 2), (11, 2), (16, 4), (32, 4), (40, 2)])
+def test_each_picture_of_the_samples_stands_above_what_comes_back_of_it(count: int, rows: int, tmp_path):
+    class Darker(torch.nn.Linear):
+        def reconstruct(self, image: torch.Tensor) -> torch.Tensor:
+            return image / 2
+
+    shades = [(torch.full((3, 8, 8), 0.25 + i / 2 / count), None) for i in range(count)]
+    script("train_vqgan").draw_samples(Darker(1, 1), shades, tmp_path / "x.png")
+    picture = np.asarray(Image.open(tmp_path / "x.png").convert("L")) / 255
+    cell, gap = 96, 8  # of zoo.pictures.grid
+    middles = picture[gap + cell // 2 :: cell + gap, gap + cell // 2 :: cell + gap]
+    assert len(middles) == rows
+    assert middles[1::2] == pytest.approx(middles[0::2] / 2, abs=0.01)
+
+
+def clip_gen_settings(ds: Path | str, vqgan: Path, folder: str) -> list[str]:
+    sizes = ["--vqgan", str(vqgan), "--width", "16", "--depth", "2", "--heads", "2", "--batch-size", "4"]
+    return ["--ds", str(ds), *sizes, "--run-folder", folder, "--steps", "4", "--log-interval", "1"]
+
+
+def test_what_clip_gen_training_leaves_draws_from_texts_though_it_saw_none(pictures, vqgan, tmp_path):
+    settings = clip_gen_settings(pictures, vqgan, "run")
+    assert left_out(run("train_clip_gen.py", *settings, "--eval-interval", "2", cwd=tmp_path)) == ["broken.png"]
+    assert [path.name for path in sorted((tmp_path / "run/samples").iterdir())] == ["000002.png", "000004.png"]
+    model = AutoLoader("text2img", "clip-gen", weights=tmp_path / "run").get_model()
+    apples, hearts = model.generate(["red apple", "红心"], n=2, progress=False)
+    assert [picture.size for picture in apples + hearts] == [(32, 32)] * 4
+    assert len(model.score("红心", hearts)) == 2
+    clip = AutoLoader("txt_img_matching", "clip-emoji-tiny")
+    tokens = clip.get_tokenizer().tokenize_as_tensor(["red apple", "红心"])
+    assert torch.equal(model.tokenizer.tokenize_as_tensor(["red apple", "红心"]), tokens)
+    for part, before in ((model.clip, clip.get_model().state_dict()), (model.vqgan, weights.read(vqgan))):
+        assert all(torch.equal(tensor, before[name]) for name, tensor in part.state_dict().items())
+
+
+def test_a_clip_gen_is_measured_on_held_out_emoji_as_it_is_trained_on_others(vqgan, tmp_path):
+    run("train_clip_gen.py", *clip_gen_settings("emoji", vqgan, "run"), "--steps", "2", cwd=tmp_path)
+    last = lines(tmp_path / "run")[-1]
+    assert last["step"] == 2 and last["eval"]["loss"] == pytest.approx(math.log(16), abs=0.5)  # it knows nothing yet
+    assert (tmp_path / "run/samples/000002.png").exists()
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory) -> Path:
+    """Twelve pictures of which no crop can make another: of the VQGAN's size, and their own mirror images."""
+    folder, chance = tmp_path_factory.mktemp("mirrored"), np.random.default_rng(0)
+    for i in range(12):
+        stripes = Image.fromarray(chance.integers(0, 256, (32, 1, 3), np.uint8))
+        stripes.resize((32, 32)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoded(mirrored, vqgan, tmp_path_factory) -> Path:
+    """The file of their codes and embeddings."""
+    file = tmp_path_factory.mktemp("encoded") / "both.safetensors"
+    words = ["--model", "vqgan", "--weights", str(vqgan), "--matcher", "clip-emoji-tiny", "--data", str(mirrored)]
+    assert main(["data", "encode", *words, "--out", str(file)]) == 0
+    return file
+
+
+def test_clip_gen_learns_the_same_from_pictures_and_from_what_is_known_of_them(mirrored, vqgan, encoded, tmp_path):
+    ways = {"pictures": [], "once": ["--cache", "once", "--views", "1"], "file": ["--cache", str(encoded)]}
+    for name, way in ways.items():
+        settings = [*clip_gen_settings(mirrored, vqgan, name), "--condition-dropout", "0", *way]
+        run("train_clip_gen.py", *settings, cwd=tmp_path)
+    pictures, once, file = ([line["loss"] for line in lines(tmp_path / name)] for name in ways)
+    assert once == file and len(file) == 4
+    assert file == pytest.approx(pictures, rel=1e-4)
+
+
+def test_clip_gen_refuses_a_file_by_another_clip_or_vqgan(mirrored, vqgan, encoded, tmp_path):
+    clip = AutoLoader("txt_img_matching", "clip-emoji-tiny")
+    vocabulary = clip.tokenizer_files()["merges.txt.gz"]
+    others = {"clip": (clip.get_model().state_dict(), clip.config), "vqgan": (weights.read(vqgan), None)}
+    for name, (state, config) in others.items():
+        first = next(iter(state))
+        weights.write(state | {first: state[first] + 1e-3}, tmp_path / name / "model.safetensors")
+        text = (vqgan / "config.json").read_text() if config is None else json.dumps(config)
+        (tmp_path / name / "config.json").write_text(text)
+    weights.copy_file(vocabulary, tmp_path / "clip/merges.txt.gz")
+    settings = [*clip_gen_settings(mirrored, vqgan, str(tmp_path / "run")), "--cache", str(encoded)]
+    train = script("train_clip_gen").main
+    with pytest.raises(DataError, match="made with another image tokenizer"):
+        train([*settings, "--vqgan", str(tmp_path / "vqgan")])
+    with pytest.raises(DataError, match="no embeddings by this CLIP"):
+        train([*settings, "--clip", str(tmp_path / "clip")])

@@ -50,8 +50,9 @@ def test_the_tiny_clip_finds_held_out_captions_as_often_as_its_card_says(languag
     assert t2i == pytest.approx(TINY.figures[f"emoji_test_{language}_t2i_r1"], abs=0.3)
 
 
-def test_the_tiny_dvae_brings_pictures_back_as_its_card_says():
-    card = find("img_tokenizing", "dvae-emoji-tiny")
+@pytest.mark.parametrize("name", ["dvae-emoji-tiny", "vqgan-emoji-tiny"])
+def test_the_tiny_image_tokenizers_bring_pictures_back_as_their_cards_say(name):
+    card = find("img_tokenizing", name)
     loader = AutoLoader(card.task, card.name)
     model, dataset = loader.get_model(), open_dataset("emoji", "test", loader.get_transform(), language=None)
     assert sum(p.numel() for p in model.parameters()) == card.params
@@ -60,12 +61,15 @@ def test_the_tiny_dvae_brings_pictures_back_as_its_card_says():
     assert found["code_perplexity"] == pytest.approx(card.figures["emoji_test_code_perplexity"], rel=0.1)
 
 
-def test_the_tiny_dalle_draws_what_is_found_again_about_as_often_as_its_card_says():
-    card = find("text2img", "dalle-emoji-tiny")
+@pytest.mark.parametrize(
+    "name, tokenizer", [("dalle-emoji-tiny", "dvae-emoji-tiny"), ("clip-gen-emoji-tiny", "vqgan-emoji-tiny")]
+)
+def test_the_tiny_painters_draw_what_is_found_again_about_as_often_as_their_cards_say(name, tokenizer):
+    card = find("text2img", name)
     model = AutoLoader(card.task, card.name, device="cpu").get_model()
     assert sum(p.numel() for p in model.parameters()) == card.params
-    dvae = AutoLoader("img_tokenizing", "dvae-emoji-tiny", device="cpu").get_model()
-    assert fingerprint(model.dvae) == fingerprint(dvae)  # so that codes of one are those of the other
+    pictures = AutoLoader("img_tokenizing", tokenizer, device="cpu").get_model()
+    assert fingerprint(model.image_tokenizer) == fingerprint(pictures)  # so that codes of one are those of the other
     matcher = load_matcher(Namespace(model=TINY.name, model_dir=None, weights=None, device="cpu"))
     dataset = open_dataset("emoji", "test", language=None)
     captions = list(dict.fromkeys(dataset.row(i)["caption_en"] for i in range(len(dataset))))
@@ -77,4 +81,5 @@ def test_the_tiny_dalle_draws_what_is_found_again_about_as_often_as_its_card_say
 
 def test_what_draws_is_small():
     files = {file.packaged: file.size for card in cards() for file in card.files if file.packaged}
-    assert sum(size for name, size in files.items() if "dalle" in name or "dvae" in name) <= 25_000_000
+    for parts in (("dalle", "dvae"), ("clip-gen", "vqgan")):
+        assert sum(size for name, size in files.items() if any(part in name for part in parts)) <= 25_000_000

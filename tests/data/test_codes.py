@@ -6,7 +6,7 @@ import torch
 from zoo import weights
 from zoo.cli import main
 from zoo.data import open_dataset, unit_transform
-from zoo.data.codes import CodesDataset, check_codes, codes_collate, encode_dataset, fingerprint
+from zoo.data.codes import CodesDataset, check_codes, check_embeddings, codes_collate, encode_dataset, fingerprint
 from zoo.errors import DataError
 from zoo.models.dvae import Dvae, DvaeConfig
 
@@ -58,6 +58,37 @@ def test_codes_of_another_data_set_or_tokenizer_are_refused(model):
         check_codes({"codes": codes}, about, pictures, model)
     with pytest.raises(DataError, match="2 codes for 3"):
         CodesDataset(pictures, codes[:2])
+
+
+def test_each_encode_says_something_of_every_picture_in_order(model):
+    pictures = Few(open_dataset("emoji", "test", unit_transform(64)), 5)
+
+    def colour(image: torch.Tensor) -> torch.Tensor:
+        return image.double().mean((2, 3))
+
+    found = encode_dataset(pictures, {"codes": model.encode, "embeddings": colour}, batch_size=2, progress=False)
+    assert found.keys() == {"codes", "embeddings"}
+    assert found["codes"].dtype == torch.int32 and found["embeddings"].dtype == torch.float32
+    image = torch.stack([pictures[i][0] for i in range(5)])
+    assert torch.equal(found["codes"].long(), model.encode(image))
+    assert torch.equal(found["embeddings"], image.double().mean((2, 3)).float())
+    with pytest.raises(DataError, match="the data set is empty"):
+        encode_dataset(Few(pictures, 0), {"codes": model.encode}, progress=False)
+
+
+def test_embeddings_of_another_matcher_or_of_other_pictures_are_refused():
+    matcher, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    codes, embeddings, about = torch.zeros(3, 8, 8), torch.zeros(3, 2), {"matcher": fingerprint(matcher)}
+    assert check_embeddings({"embeddings": embeddings}, about, codes, matcher) is embeddings
+    wrong = [
+        ({"codes": codes}, about, matcher),  # there are none
+        ({"embeddings": embeddings[:2]}, about, matcher),
+        ({"embeddings": embeddings}, {}, matcher),  # it does not say by which
+        ({"embeddings": embeddings}, about, other),
+    ]
+    for state, says, asked in wrong:
+        with pytest.raises(DataError, match="no embeddings by this CLIP.*--matcher NAME"):
+            check_embeddings(state, says, codes, asked)
 
 
 def test_the_command_writes_what_training_reads(model, tmp_path, capsys):

@@ -9,9 +9,11 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
+from PIL import Image
 
-from zoo.data.datasets import list_datasets, open_dataset, split_by_style
-from zoo.errors import SettingsError, UnknownDataset
+from zoo.data import RecordWriter, pack_sample
+from zoo.data.datasets import list_datasets, open_dataset, open_pictures, split_by_style
+from zoo.errors import EmptyDataset, SettingsError, UnknownDataset
 
 LICENCES = {
     "fluent": "MIT (Microsoft Fluent Emoji)",
@@ -172,6 +174,67 @@ def test_a_named_set_travels_to_a_worker(at):
     data = open_dataset("emoji", "test", language="both", tags=1)
     again = pickle.loads(pickle.dumps(data))
     assert len(again) == len(data) and again[0][0].tobytes() == data[0][0].tobytes()
+
+
+# --- pictures alone --------------------------------------------------------------------------------------------------
+COLOURS = {"b.png": (1, 2, 3), "a.png": (250, 0, 9), "below/c.png": (40, 50, 60)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures of one colour each, with captions beside them."""
+    for name, colour in COLOURS.items():
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        Image.new("RGB", (5, 4), colour).save(path)
+        path.with_suffix(".txt").write_text("a caption")
+    return tmp_path / "pictures"
+
+
+def colour_of(picture: Image.Image) -> tuple[int, ...]:
+    return picture.getpixel((0, 0))
+
+
+def test_pictures_of_a_named_set_are_those_of_the_split_without_captions():
+    for split, count in (("train", 5070), ("test", 1876)):
+        pictures, pairs = open_pictures("Emoji", split, colour_of), open_dataset("emoji", split, colour_of)
+        assert len(pictures) == count
+        assert [pictures[i] for i in range(0, count, 500)] == [(pairs[i][0], None) for i in range(0, count, 500)]
+
+
+def test_pictures_of_a_folder_are_all_below_it_by_name_and_captions_are_not_read(folder):
+    for split in ("train", "test"):
+        pictures = open_pictures(folder, split, colour_of)
+        found = [pictures[i] for i in range(len(pictures))]
+        assert found == [(COLOURS[name], None) for name in ("a.png", "b.png", "below/c.png")]
+    assert open_pictures(str(folder))[0][0].size == (5, 4)
+
+
+def test_a_broken_picture_of_a_folder_is_counted_and_the_next_stands_in(folder):
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:40])
+    pictures = open_pictures(folder, transform=colour_of)
+    with pytest.warns(UserWarning, match="the next sample stands in.*b.png") as warned:
+        assert [pictures[i][0] for i in (0, 1, 2, 1)] == [COLOURS[n] for n in ("a.png", *["below/c.png"] * 3)]
+    assert list(pictures.bad) == [str(folder / "b.png")] and len(warned) == 1
+
+
+def test_pictures_of_a_record_file_are_all_in_it_without_captions(folder, tmp_path):
+    with RecordWriter(tmp_path / "three.ffr", n=3) as writer:
+        for name in COLOURS:
+            writer.write_one(pack_sample({"caption": "a caption"}, (folder / name).read_bytes()))
+    pictures = open_pictures(tmp_path / "three.ffr", "test", colour_of)
+    assert [pictures[i] for i in range(len(pictures))] == [(colour, None) for colour in COLOURS.values()]
+
+
+def test_what_holds_no_pictures_is_named_with_the_nearest_name(folder, tmp_path):
+    for unknown in ("emojis", tmp_path / "gone.ffr", folder / "a.png", folder / "a.txt"):
+        with pytest.raises(UnknownDataset, match=f"{unknown}' is no folder, no file of records .*: emoji"):
+            open_pictures(unknown)
+    with pytest.raises(UnknownDataset, match="nearest: train"):
+        open_pictures("emoji", "trian")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EmptyDataset, match="no picture in this folder or below"):
+        open_pictures(tmp_path / "empty")
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

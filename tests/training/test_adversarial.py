@@ -163,13 +163,14 @@ def test_the_discriminator_is_in_checkpoints_and_not_in_the_model(game, tmp_path
 
 
 # --- what it refuses, and sees ---------------------------------------------------------------------------------------
-def test_a_discriminator_that_knows_all_rests(game, caplog):
-    """A limit no loss is above: it never learns, and that is said once."""
-    trainer = game.trainer(None, adversary={"rest": 100.0})
+def test_a_discriminator_that_knows_all_rests(game, caplog, tmp_path):
+    """A limit no loss is above: it never learns, that is said once, and the log says how often."""
+    trainer = game.trainer(tmp_path, adversary={"rest": 100.0})
     with caplog.at_level(logging.WARNING, "zoo.training"):
         trainer.train(game.Autoencoder(), train_dataset=game.Pictures())
     assert torch.equal(trainer.discriminator[0].weight, game.discriminator()[0].weight)
     assert sum("rests until" in record.message for record in caplog.records) == 1
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["discriminator_rests"] == 1.0
 
 
 def test_a_discriminator_that_is_no_longer_finite_ends_the_run(game):

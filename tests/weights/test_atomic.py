@@ -12,7 +12,7 @@ import torch
 
 from zoo.errors import DiskFull
 from zoo.weights import atomic as room
-from zoo.weights import atomic_file, atomic_folder
+from zoo.weights import atomic_file, atomic_folder, copy_file
 
 
 def names(folder):
@@ -137,6 +137,54 @@ def test_a_folder_that_was_moved_aside_when_the_run_was_killed_comes_back(tmp_pa
     with pytest.raises(ValueError), atomic_folder(path):
         raise ValueError
     assert held(path) == "old" and names(tmp_path) == ["step-100"]
+
+
+def test_a_copy_has_the_bytes_and_replaces_what_was_there(tmp_path):
+    source, to = tmp_path / "a.txt", tmp_path / "run" / "b.txt"
+    for content in (b"first", b"second, longer"):
+        source.write_bytes(content)
+        assert copy_file(source, to) == to
+        assert to.read_bytes() == source.read_bytes() == content and names(to.parent) == ["b.txt"]
+
+
+@pytest.mark.parametrize(("error", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, ""), DiskFull)])
+def test_a_copy_that_ends_early_leaves_what_was_there(tmp_path, monkeypatch, error, raised):
+    source, to = tmp_path / "a.txt", tmp_path / "run" / "b.txt"
+    source.write_bytes(b"old")
+    copy_file(source, to)
+
+    def half(_, target):
+        target.write_bytes(b"ne")
+        raise error
+
+    monkeypatch.setattr(room.shutil, "copyfile", half)
+    with pytest.raises(raised):
+        copy_file(source, to)
+    assert to.read_bytes() == b"old" and names(to.parent) == ["b.txt"]
+
+
+def test_a_copy_that_several_processes_make_is_never_seen_in_part(tmp_path):
+    source, to = tmp_path / "a.bin", tmp_path / "run" / "b.bin"
+    content = os.urandom(300_000)
+    source.write_bytes(content)
+    children = []
+    for _ in range(3):
+        if (child := os.fork()) == 0:
+            try:
+                for _ in range(20):
+                    copy_file(source, to)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    ended = []
+    while children:
+        assert not to.exists() or to.read_bytes() == content
+        pid, status = os.waitpid(children[0], os.WNOHANG)
+        if pid:
+            ended.append(status)
+            children.pop(0)
+    assert ended == [0, 0, 0] and names(to.parent) == ["b.bin"]
 
 
 def test_torch_can_write_to_it(tmp_path):

@@ -6,7 +6,8 @@ each further one at half of the one before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +16,12 @@ GROUPS = 32
 EPS = 1e-6  # as taming published it; CLIP-GEN's release has torch's own default, 1e-5
 
 
-def norm(channels: int, eps: float = EPS) -> nn.GroupNorm:
+def norm(channels: int, eps: float = EPS, groups: int = GROUPS) -> nn.GroupNorm:
     """The normalisation of all these layers, over groups of channels."""
-    return nn.GroupNorm(GROUPS, channels, eps=eps)
+    return nn.GroupNorm(groups, channels, eps=eps)
+
+
+Norms = Callable[[int], nn.GroupNorm]
 
 
 def conv(channels_in: int, channels_out: int) -> nn.Conv2d:
@@ -28,11 +32,11 @@ def conv(channels_in: int, channels_out: int) -> nn.Conv2d:
 class ResnetBlock(nn.Module):
     """x + two convolutions, each after a norm and swish."""
 
-    def __init__(self, channels_in: int, channels_out: int, eps: float = EPS):
+    def __init__(self, channels_in: int, channels_out: int, norms: Norms = norm):
         super().__init__()
-        self.norm1 = norm(channels_in, eps)
+        self.norm1 = norms(channels_in)
         self.conv1 = conv(channels_in, channels_out)
-        self.norm2 = norm(channels_out, eps)
+        self.norm2 = norms(channels_out)
         self.conv2 = conv(channels_out, channels_out)
         same = channels_in == channels_out
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
@@ -47,9 +51,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """x + self-attention of one head over all positions."""
 
-    def __init__(self, channels: int, eps: float = EPS):
+    def __init__(self, channels: int, norms: Norms = norm):
         super().__init__()
-        self.norm = norm(channels, eps)
+        self.norm = norms(channels)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,11 +92,11 @@ class Upsample(nn.Module):
 class Mid(nn.Module):
     """The middle of both halves, at the lowest resolution."""
 
-    def __init__(self, channels: int, eps: float = EPS):
+    def __init__(self, channels: int, norms: Norms = norm):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, eps)
-        self.attn_1 = AttnBlock(channels, eps)
-        self.block_2 = ResnetBlock(channels, channels, eps)
+        self.block_1 = ResnetBlock(channels, channels, norms)
+        self.attn_1 = AttnBlock(channels, norms)
+        self.block_2 = ResnetBlock(channels, channels, norms)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
@@ -102,11 +106,11 @@ class Mid(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, each with attention after it or none."""
 
-    def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool, eps: float = EPS):
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, attention: bool, norms: Norms = norm):
         super().__init__()
         widths = [channels_in, *[channels_out] * blocks]
-        self.block = nn.ModuleList(ResnetBlock(widths[i], widths[i + 1], eps) for i in range(blocks))
-        self.attn = nn.ModuleList(AttnBlock(channels_out, eps) for _ in range(blocks if attention else 0))
+        self.block = nn.ModuleList(ResnetBlock(widths[i], widths[i + 1], norms) for i in range(blocks))
+        self.attn = nn.ModuleList(AttnBlock(channels_out, norms) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, H, W) -> (B, channels_out, H, W)."""
@@ -117,19 +121,30 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures -> latents. `widths`: channels of each level. `attention`: levels that have it. `eps`: of the norms."""
+    """Pictures -> latents. `widths`: channels of each level. `attention`: levels that have it. `eps`, `groups`: of the
+    norms; a group of one channel loses its mean, and so a picture's colour: with few channels take few groups."""
 
-    def __init__(self, *, widths: Sequence[int], blocks: int, attention: Sequence[int], out: int, eps: float = EPS):
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int],
+        blocks: int,
+        attention: Sequence[int],
+        out: int,
+        eps: float = EPS,
+        groups: int = GROUPS,
+    ):
         super().__init__()
+        norms = partial(norm, eps=eps, groups=groups)
         self.conv_in = conv(3, widths[0])
         self.down = nn.ModuleList()
         for number, width in enumerate(widths):
-            level = Level(widths[max(0, number - 1)], width, blocks, number in attention, eps)
+            level = Level(widths[max(0, number - 1)], width, blocks, number in attention, norms)
             if number + 1 < len(widths):
                 level.downsample = Downsample(width)
             self.down.append(level)
-        self.mid = Mid(widths[-1], eps)
-        self.norm_out = norm(widths[-1], eps)
+        self.mid = Mid(widths[-1], norms)
+        self.norm_out = norms(widths[-1])
         self.conv_out = conv(widths[-1], out)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -153,17 +168,19 @@ class Decoder(nn.Module):
         attention: Sequence[int],
         out: int = 3,
         eps: float = EPS,
+        groups: int = GROUPS,
     ):
         super().__init__()
+        norms = partial(norm, eps=eps, groups=groups)
         self.conv_in = conv(channels, widths[-1])
-        self.mid = Mid(widths[-1], eps)
+        self.mid = Mid(widths[-1], norms)
         self.up = nn.ModuleList()
         for number, width in enumerate(widths):
-            level = Level(widths[min(len(widths) - 1, number + 1)], width, blocks + 1, number in attention, eps)
+            level = Level(widths[min(len(widths) - 1, number + 1)], width, blocks + 1, number in attention, norms)
             if number:
                 level.upsample = Upsample(width)
             self.up.append(level)
-        self.norm_out = norm(widths[0], eps)
+        self.norm_out = norms(widths[0])
         self.conv_out = conv(widths[0], out)
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.catalog import clip
+from zoo.catalog import clip, clip_emoji
 from zoo.catalog.card import Card, Config
 from zoo.catalog.vqgan import CLIP_GEN, COCO
 from zoo.catalog.vqgan import transform as unit
@@ -87,6 +87,24 @@ def to_train(name: str, transformer: Config, params: int, source: str) -> Card:
 
 
 CARDS = (
+    card(
+        name="clip-gen-emoji-tiny",
+        files=(
+            File(
+                name="model.safetensors",
+                packaged="clip-gen-emoji-tiny/model.safetensors",
+                sha256="fea48ceddad1397e2f369c0e453e72a755bf0919c046be87687138eda9d46cac",
+                size=19_730_012,
+            ),
+            *clip_emoji.CARDS[0].files[1:],
+        ),
+        params=9_787_998,
+        licence="Apache-2.0",
+        languages=("en", "zh"),
+        source="examples/train_clip_gen.py; what it learnt from: zoo/assets/LICENSES",
+        trained="CG_TRAINED",
+        figures={},
+    ),
     card(
         name="clip-gen",
         parts=PARTS,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.commands.evaluate import figures, in_words, retrieval, zero_shot
-from zoo.commands.generate import TINY
 from zoo.commands.match import match
 from zoo.commands.model_options import Matcher, add_model_options, load_matcher
 from zoo.commands.tables import in_millions
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STEPS, BATCH = 30, 64
+PAINTERS = {"dalle-emoji-tiny": "a DALL-E", "clip-gen-emoji-tiny": "which never saw a caption"}
 CANDIDATES, TEMPERATURE = 8, 0.7
 # Ten concepts of the test split from nine groups, chosen before any model was trained on it.
 CAPTIONS = (
@@ -62,10 +62,11 @@ def run(args: argparse.Namespace) -> int:
     say(4, "telling flags, faces, hearts, ... apart by the nearest word, without having learnt kinds")
     print(f"    {in_words(zero_shot(matcher, 'emoji', 'test'))}")
 
-    picture = args.out / "generated.png"
     say(5, f"drawing {len(PROMPTS)} prompts, {CANDIDATES} pictures of each; {args.model} says which is best")
-    draw_prompts(matcher, picture)
-    print(f"    drawn: {picture}")
+    for name, about in PAINTERS.items():
+        picture = args.out / f"{name}.png"
+        draw_prompts(name, matcher, picture)
+        print(f"    by {name}, {about}: {picture}")
 
     folder = new_folder(args.out / "run")
     say(6, f"training a new model of the same size for {STEPS} steps of {BATCH} pairs")
@@ -106,13 +107,13 @@ def draw_matches(matcher: Matcher, path: Path) -> Iterator[tuple[str, int, int]]
     beside(maps).save(path)
 
 
-def draw_prompts(matcher: Matcher, path: Path) -> None:
-    """Draws the best of several pictures of each prompt into a file."""
+def draw_prompts(name: str, matcher: Matcher, path: Path) -> None:
+    """Draws the best of several pictures of each prompt, by the model of that name, into a file."""
     from zoo import AutoLoader
     from zoo.generation.rerank import clip_score
     from zoo.pictures import grid
 
-    model = AutoLoader("text2img", TINY, device=matcher.device).get_model()
+    model = AutoLoader("text2img", name, device=matcher.device).get_model()
     rerank = clip_score(matcher.model, matcher.tokenizer, matcher.transform)
     drawn = model.generate(PROMPTS, candidates=CANDIDATES, rerank=rerank, temperature=TEMPERATURE)
     grid([pictures[0] for pictures in drawn], 7, PROMPTS, cell=96).save(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.commands.catalog import card_of
+from zoo.commands.plan_batches import BATCHES, IN_PIECES
 from zoo.commands.tables import as_json, in_bytes, in_millions, table
 from zoo.errors import SettingsError
 
@@ -230,32 +231,6 @@ def by_sizes(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any], None]
 
     with blank(), torch.device("meta"):
         return Causal(), {"tokens": torch.zeros(args.batch_size, context, dtype=torch.int64, device="meta")}, None
-
-
-def clip_batch(model: Any, samples: int) -> dict[str, Any]:
-    """Pictures without numbers, and captions that fill the context: the text tower looks where each ends.
-
-    Two pairs at least: with one, a contrastive loss has nothing to contrast, though other processes may have some.
-    """
-    import torch
-
-    samples = max(2, samples)
-    tokens = torch.ones(samples, model.config.text.context, dtype=torch.int64)
-    tokens[:, -1] = model.config.text.vocab - 1
-    return {"image": torch.empty(samples, 3, model.image_size, model.image_size, device="meta"), "text": tokens}
-
-
-def dalle_batch(model: Any, samples: int) -> dict[str, Any]:
-    """Captions and codes, on meta: the dVAE is done, and its memory free, before the transformer begins."""
-    import torch
-
-    sizes = model.transformer.config
-    shapes = {"text": (sizes.text_length,), "codes": (sizes.grid, sizes.grid)}
-    return {name: torch.empty(samples, *shape, dtype=torch.int64, device="meta") for name, shape in shapes.items()}
-
-
-BATCHES: dict[str, Callable[[Any, int], dict[str, Any]]] = {"clip": clip_batch, "dalle": dalle_batch}
-IN_PIECES = {"dalle"}  # families whose training script builds the model with Trainer.build
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------

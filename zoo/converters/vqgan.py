@@ -41,9 +41,15 @@ FLAX = (  # in order
 BOOKS = {"quantize.embedding.weight": ("vq", "cosine"), "quantize.embed.weight": ("gumbel",)}
 # What no shape tells. The loss of all published runs weighs its two terms the wrong way round, taming's with its
 # beta=0.25 (taming/modules/vqvae/quantize.py, legacy), CLIP-GEN's with 0.2 (models/quantizer.py).
-SAID = {"eps": 1e-6, "codebook": 0.25, "commitment": 1.0, "decay": 0.0, "restart": 0.0}
+SAID = {"eps": 1e-6, "groups": 32, "codebook": 0.25, "commitment": 1.0, "decay": 0.0, "restart": 0.0}
 TRAINED = ("quantize.counts", "quantize.sums")  # what zoo's training alone needs
-TAMINGS = {"eps": 1e-6, "black": -1.0, "encoder": True, "haar": False}  # its network cannot be told otherwise
+TAMINGS = {
+    "eps": 1e-6,
+    "groups": 32,
+    "black": -1.0,
+    "encoder": True,
+    "haar": False,
+}  # its network cannot be told otherwise
 MARKS = ("decoder.conv_in.weight", "decoder.conv_out.weight", "decoder.up.0.block.0.conv1.weight")
 
 
@@ -52,8 +58,8 @@ def to_ours(state: Mapping[str, Tensor], config: Mapping) -> tuple[State, dict[s
 
     Sizes come from shapes, and from `config` what shapes cannot tell: the pictures' side, as `size`, or as `resolution`
     in DALL-E mini's config.json; a "cosine" quantizer; `black`, which is 0 in DALL-E mini's and min-dalle's files and
-    else -1, `eps`, and how the quantizer is trained, unless they are those of the published runs. CLIP-GEN's layout has
-    its own `eps` whatever `config` says, so that a card of other weights is found out.
+    else -1, `eps`, `groups`, and how the quantizer is trained, unless they are those of the published runs. CLIP-GEN's
+    layout has its own `eps` whatever `config` says, so that a card of other weights is found out.
     What is not known keeps its name, so that strict loading reports it.
     Raises WeightsMismatch for weights of another kind.
     """

@@ -165,9 +165,7 @@ class ClipGen(Painter):
         mixed = torch.einsum("bnv,cv->bcn", logits.float().softmax(-1).to(rows.dtype), rows)
         likeliest = rows.T[logits.argmax(-1)].movedim(-1, 1)  # (B, C, N)
         rows = likeliest + (mixed - mixed.detach())
-        drawn = self.vqgan.decoder(self.vqgan.post_quant_conv(rows.unflatten(2, (grid, grid))))
-        black = self.vqgan.config.black
-        found = self.embed((drawn.clamp(black, 1) - black) / (1 - black))
+        found = self.embed(self.vqgan.draw(rows.unflatten(2, (grid, grid))))
         return ((1 - F.cosine_similarity(found, embedding)) * embedding.any(1)).mean()
 
     def embed(self, image: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.blocks.recompute import recompute
 from zoo.errors import SettingsError
-from zoo.models.dalle_transformer import Block
+from zoo.models.dalle_transformer import Block, init_stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +85,7 @@ class ClipGenTransformer(nn.Module):
     def init_weights(self) -> None:
         """As DALL-E's: normal of 0.02, smaller where it is added to the stream. The release left torch's own, so that
         codes began with a spread of 1, and positions with 0."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            for layer in (block.out, block.mlp.down):
-                nn.init.normal_(layer.weight, std=0.02 * (2 * len(self.blocks)) ** -0.5)
+        init_stream(self, self.blocks)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Blocks' activations are computed again in the backward pass."""

@@ -92,6 +92,18 @@ class Block(nn.Module):
         return x + self.after2(self.mlp(self.norm2(x)))
 
 
+def init_stream(transformer: nn.Module, blocks: nn.ModuleList) -> None:
+    """Normal of 0.02; what its blocks add to the stream is smaller by the root of how often that is (GPT-2, GPT-3)."""
+    for module in transformer.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for block in blocks:
+        for layer in (block.out, block.mlp.down):
+            nn.init.normal_(layer.weight, std=0.02 * (2 * len(blocks)) ** -0.5)
+
+
 class DalleTransformer(nn.Module):
     """Text and image tokens -> the distribution of each next one."""
 
@@ -116,14 +128,7 @@ class DalleTransformer(nn.Module):
 
     def init_weights(self) -> None:
         """Normal of 0.02; what is added to the stream is smaller by the root of how often that is (GPT-2, GPT-3)."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            for layer in (block.out, block.mlp.down):
-                nn.init.normal_(layer.weight, std=0.02 * (2 * len(self.blocks)) ** -0.5)
+        init_stream(self, self.blocks)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Blocks' activations are computed again in the backward pass."""

@@ -26,7 +26,7 @@ class VqganConfig:
     have it. `latent`: channels between the halves. `vocab` codes of `code_width` each, by a `quantizer` "vq" (the
     nearest), "cosine" (that of the nearest direction) or "gumbel" (the likeliest). `black`: the value of black in the
     network, where white is 1. `encoder`: false for weights published without one. `haar`: the decoder gives a wavelet's
-    bands, so pictures of twice the side. `eps` of the norms: 1e-6, and 1e-5 in CLIP-GEN's release.
+    bands, so pictures of twice the side. `eps` of the norms: 1e-6, and 1e-5 in CLIP-GEN's release; their `groups`.
 
     How a "vq" or "cosine" is trained: `codebook` draws rows to latents and `commitment` latents to rows; taming's runs
     had 0.25 and 1, CLIP-GEN's 0.2 and 1. `decay`, `restart`: see `zoo.blocks.quantize`.
@@ -44,6 +44,7 @@ class VqganConfig:
     encoder: bool = True
     haar: bool = False
     eps: float = 1e-6
+    groups: int = 32
     codebook: float = 1.0
     commitment: float = 0.25
     decay: float = 0.0
@@ -63,7 +64,7 @@ class Vqgan(nn.Module):
         if config.quantizer not in QUANTIZERS:
             raise SettingsError(f"quantizer={config.quantizer!r} is not one of {', '.join(QUANTIZERS)}")
         self.config = config
-        sizes = dict(widths=config.widths, blocks=config.blocks, attention=config.attention, eps=config.eps)
+        sizes = {name: getattr(config, name) for name in ("widths", "blocks", "attention", "eps", "groups")}
         self.encoder = Encoder(**sizes, out=config.latent) if config.encoder else None
         self.quant_conv = nn.Conv2d(config.latent, config.code_width, 1) if config.encoder else None
         learning = dict(
@@ -106,7 +107,11 @@ class Vqgan(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) -> pictures (B, 3, H, W) of 0..1; with `haar` (B, 3, 2 H, 2 W)."""
-        image = self.decoder(self.post_quant_conv(self.quantize.decode(codes)))
+        return self.draw(self.quantize.decode(codes))
+
+    def draw(self, rows: Tensor) -> Tensor:
+        """Rows of the code book (B, D, h, w) -> pictures, as `decode` gives them; with gradient."""
+        image = self.decoder(self.post_quant_conv(rows))
         image = inverse_haar(image) if self.config.haar else image
         black = self.config.black
         return (image.clamp(black, 1) - black) / (1 - black)

@@ -83,7 +83,7 @@ class AdversarialTrainer(Trainer):
         about = {**settings.pop("about", {}), **{f"adversary_{k}": v for k, v in asdict(self.adversary).items()}}
         super().__init__(about=about | {"adversary_has_perceptual": perceptual is not None}, **settings)
         self.discriminator, self.perceptual = discriminator, perceptual
-        self.resting = False
+        self.resting = self.told = False
         if self.settings.precision == "fp16" or self.settings.compile:
             raise SettingsError(
                 "precision='fp16' and compile=True do not go with a discriminator, whose gradients are weighed one by "
@@ -177,15 +177,15 @@ class AdversarialTrainer(Trainer):
         """Whether the discriminator learns in an update that begins with this loss of it."""
         if not self.adversary.rest:
             return True
-        resting = float(loss) < self.adversary.rest
-        if resting and not self.resting and distributed.rank() == 0:
+        self.resting = float(loss) < self.adversary.rest
+        if self.resting and not self.told and distributed.rank() == 0:
             logger.warning(
                 "step %d: the discriminator tells nearly all pictures apart (loss %.3f), and rests until it no longer "
-                "does; if that stays so, lower adversarial, lr_ratio, or its size",
+                "does; the log says how often. If it is most of the time, lower adversarial, lr_ratio, or its size",
                 *(self.step, float(loss)),
             )
-        self.resting = resting
-        return not resting
+        self.told |= self.resting
+        return not self.resting
 
     def _as_before(self, loss: Tensor) -> bool:
         return not self.resting

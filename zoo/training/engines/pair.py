@@ -50,8 +50,10 @@ class Pair:
         """A micro-batch of the discriminator's: real and drawn pictures (B, 3, H, W). `learns(its loss, the mean of all
         ranks)`: whether it does from these."""
         found = self.discriminator.forward({"target": target.detach(), "image": image.detach()})
-        self.note({f"{PREFIX[:-1]}_{name}": value for name, value in found.items()})
-        if learns(distributed.average(found["loss"].detach())):
+        learning = learns(distributed.average(found["loss"].detach()))
+        noted = found | {"rests": found["loss"].new_tensor(float(not learning))}
+        self.note({f"{PREFIX[:-1]}_{name}": value for name, value in noted.items()})
+        if learning:
             self.discriminator.backward(found["loss"])
 
     def step(self, lrs: Sequence[float]) -> bool:
