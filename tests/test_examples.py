@@ -138,7 +138,7 @@ def test_what_ships_is_the_run_with_matrices_in_half_precision(tmp_path):
     run("package_model.py", "run", "out", cwd=tmp_path)
     out = weights.read(tmp_path / "out")
     assert torch.equal(out["w"], state["w"].half()) and torch.equal(out["b"], state["b"]) and out["n"] == 3
-    assert (tmp_path / "out/config.json").read_text() == "{}"
+    assert json.loads((tmp_path / "out/config.json").read_text()) == {}
 
 
 def test_the_settings_of_clip_training_are_explained():
@@ -269,7 +269,7 @@ def pictures(tmp_path_factory) -> Path:
 
 def vqgan_settings(ds: Path | str, folder: str) -> list[str]:
     sizes = "--size 32 --widths 32 32 32 32 --attention 3 --latent 8 --vocab 16 --code-width 8 --disc-width 8"
-    learning = "--decay 0.9 --restart 0.5 --disc-start 2 --disc-warm-up 1 --steps 8 --batch-size 4"
+    learning = "--decay 0.5 --restart 1 --disc-start 2 --disc-warm-up 1 --steps 8 --batch-size 4"
     kept = ["--ds", str(ds), "--run-folder", folder, "--log-interval", "1", "--eval-interval", "4"]
     return [*sizes.split(), *learning.split(), *kept]
 
@@ -307,8 +307,17 @@ def test_what_vqgan_training_leaves_is_loaded_by_name(vqgan):
     image = loader.get_transform()(Image.new("RGB", (70, 80), "red"))[None]
     codes = model.encode(image)
     assert codes.shape == (1, 4, 4) and model.decode(codes).shape == image.shape == (1, 3, 32, 32)
-    assert (model.config.decay, model.config.restart) == (0.9, 0.5)
+    assert (model.config.decay, model.config.restart) == (0.5, 1)
     assert [path.name for path in sorted((vqgan / "samples").iterdir())] == ["000004.png", "000008.png"]
+
+
+def test_a_vqgan_ships_without_how_its_codes_were_used_in_training(vqgan, tmp_path):
+    run("package_model.py", str(vqgan), "out", cwd=tmp_path)
+    model = AutoLoader("img_tokenizing", "vqgan", weights=tmp_path / "out").get_model()
+    assert (model.config.decay, model.config.restart) == (0, 0)
+    before, shipped = weights.read(vqgan), weights.read(tmp_path / "out")
+    assert before.keys() - shipped.keys() == {"quantize.counts", "quantize.sums"}
+    assert all(torch.equal(t, before[name].half() if t.ndim > 1 else before[name]) for name, t in shipped.items())
 
 
 def test_a_vqgan_is_measured_on_held_out_emoji_as_it_is_trained_on_others(tmp_path):
