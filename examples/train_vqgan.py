@@ -30,6 +30,7 @@ from torch.utils.data import Dataset, Subset
 from zoo import distributed
 from zoo.commands.evaluate_dvae import load_lpips
 from zoo.data import Dequantize, collate_fn, dvae_train_transform, list_datasets, open_pictures, unit_transform
+from zoo.errors import SettingsError
 from zoo.generation.text_to_image import to_pil
 from zoo.metrics.reconstruction import reconstruction
 from zoo.models.patch_discriminator import PatchDiscriminator
@@ -41,6 +42,7 @@ from zoo.training.schedule import cosine
 
 HELD_OUT, SHOWN = 400, 16  # pictures that each evaluation looks at; and draws
 GUMBEL_COLDEST = 1 / 16
+SMALLEST = 24  # pixels, of which the discriminator has one logit
 CHANGES_THE_DATA_OR_THE_MODEL = (
     *("ds", "size", "widths", "blocks", "attention", "latent", "groups", "vocab", "code_width", "quantizer"),
     *("codebook", "commitment", "decay", "restart", "disc_width", "noise"),
@@ -129,6 +131,8 @@ def draw_samples(model: Vqgan, dataset: Dataset, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.size < SMALLEST:
+        raise SettingsError(f"--size {args.size}: the discriminator looks at patches, give {SMALLEST} pixels or more")
     words = trainer_words(args)
     if not args.steps and not args.epochs:
         words["epochs"] = 10

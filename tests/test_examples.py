@@ -415,3 +415,8 @@ def test_clip_gen_refuses_a_file_by_another_clip_or_vqgan(mirrored, vqgan, encod
         train([*settings, "--vqgan", str(tmp_path / "vqgan")])
     with pytest.raises(DataError, match="no embeddings by this CLIP"):
         train([*settings, "--clip", str(tmp_path / "clip")])
+
+
+def test_a_vqgan_of_pictures_too_small_to_judge_is_refused_before_it_begins(tmp_path):
+    assert "24 pixels or more" in run("train_vqgan.py", "--size", "16", "--run-folder", "run", cwd=tmp_path, code=1)
+    assert not (tmp_path / "run").exists()

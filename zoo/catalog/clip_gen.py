@@ -102,8 +102,24 @@ CARDS = (
         licence="Apache-2.0",
         languages=("en", "zh"),
         source="examples/train_clip_gen.py; what it learnt from: zoo/assets/LICENSES",
-        trained="CG_TRAINED",
-        figures={},
+        trained="from nothing on the pictures of the emoji training split, without captions, over vqgan-emoji-tiny and "
+        "clip-emoji-tiny, 1,500 steps of 64 pictures, 13 minutes on two CPU cores: python examples/train_clip_gen.py "
+        "--cache once --depth 5 --noise 0.5 --steps 1500 --lr 1.5e-3 --precision bf16; matrices in half precision, "
+        "guidance of 2 unless another is given. Figures: how often clip-emoji-tiny, which it is conditioned on, puts "
+        "the caption that was drawn before all others of the test split, for 500 pictures, and where it has chosen the "
+        "best of 8 itself: zoo eval text2img --model clip-gen-emoji-tiny --temperature 0.7 --language en (or zh). The "
+        "judge is another: train_clip.py --seed 77 --batch-size 256 --steps 420 --precision bf16, which finds 35.7 % "
+        "of real pictures; given as --judge",
+        figures={
+            "emoji_test_en_r1": 17.2,
+            "emoji_test_en_r10": 48.2,
+            "emoji_test_en_best_of_8_r1": 40.4,
+            "emoji_test_zh_r1": 16.8,
+            "emoji_test_zh_r10": 48.0,
+            "emoji_test_zh_best_of_8_r1": 40.2,
+            "emoji_test_en_r1_by_a_judge": 6.4,
+            "emoji_test_en_best_of_8_r1_by_a_judge": 6.2,
+        },
     ),
     card(
         name="clip-gen",
