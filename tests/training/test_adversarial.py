@@ -99,7 +99,7 @@ def test_the_log_s_loss_is_the_model_s_and_the_perceptual_one(game, tmp_path):
     distance = game.Distance()(batch["image"], (found["image"] + 1) / 2).mean()
     last = lines(tmp_path)[-1]
     assert last["loss"] == pytest.approx(float((found["loss"] + 2 * distance).detach()), rel=1e-4)
-    assert last["perceptual"] == pytest.approx(float(distance), rel=1e-4)
+    assert last["perceptual"] == pytest.approx(float(distance.detach()), rel=1e-4)
     assert last["pixel"] == pytest.approx(float(found["pixel"]), rel=1e-4)
     assert "discriminator_loss" not in lines(tmp_path)[1]  # steps 0 and 1 have no discriminator yet
     assert "discriminator_loss" in lines(tmp_path)[2] and "adversarial" not in lines(tmp_path)[3]
