@@ -20,9 +20,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     state = weights.read(args.run / "model.safetensors")
     config = json.loads((args.run / "config.json").read_text(encoding="utf-8"))
-    if "restart" in config:
-        state = {name: t for name, t in state.items() if name not in ("quantize.counts", "quantize.sums")}
-        config |= {"decay": 0.0, "restart": 0.0}
+    for sizes in (config, config.get("image", {})):  # of a VQGAN, or of a model that holds one
+        if "restart" in sizes:
+            state = {name: t for name, t in state.items() if not name.endswith(("quantize.counts", "quantize.sums"))}
+            sizes |= {"decay": 0.0, "restart": 0.0}
     halved = {name: t.half() if t.is_floating_point() and t.ndim > 1 else t for name, t in state.items()}
     args.out.mkdir(parents=True, exist_ok=True)
     weights.write(halved, args.out / "model.safetensors")

@@ -61,7 +61,6 @@ class Pair:
         if self.discriminator.due:
             self.discriminator.step(lrs[count:])
             self.lost = (self.lost + 1) * (~torch.isfinite(self.discriminator.grad_norm)).float()
-            distributed.share_buffers(self.discriminator.model)
         return self.generator.step(lrs[:count])
 
     def note(self, numbers: Mapping[str, Tensor]) -> None:
