@@ -42,7 +42,7 @@ setup(
     ],
     extras_require={
         "tensorboard": ["tensorboard"],
-        "test": ["pytest", "ruff"],
+        "test": ["diffusers", "pytest", "ruff"],
     },
     entry_points={"console_scripts": ["zoo = zoo.cli:main"]},
 )

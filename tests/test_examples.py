@@ -22,6 +22,7 @@ from PIL import Image
 
 from zoo import AutoLoader, weights
 from zoo.cli import main
+from zoo.commands.autoencoders import draw_reconstructions
 from zoo.errors import DataError
 from zoo.models.dvae import Dvae, DvaeConfig
 
@@ -335,7 +336,7 @@ def test_each_picture_of_the_samples_stands_above_what_comes_back_of_it(count: i
             return image / 2
 
     shades = [(torch.full((3, 8, 8), 0.25 + i / 2 / count), None) for i in range(count)]
-    script("train_vqgan").draw_samples(Darker(1, 1), shades, tmp_path / "x.png")
+    draw_reconstructions(Darker(1, 1), shades, tmp_path / "x.png")
     picture = np.asarray(Image.open(tmp_path / "x.png").convert("L")) / 255
     cell, gap = 96, 8  # of zoo.pictures.grid
     middles = picture[gap + cell // 2 :: cell + gap, gap + cell // 2 :: cell + gap]

@@ -14,6 +14,8 @@ SCRIPTS: dict[str, Callable] = {
     "dalle": lambda: import_module("zoo.examples.train_dalle"),
     "vqgan": lambda: import_module("zoo.examples.train_vqgan"),
     "clip_gen": lambda: import_module("zoo.examples.train_clip_gen"),
+    "kl_vae": lambda: import_module("zoo.examples.train_kl_vae"),
+    "stable_diffusion": lambda: import_module("zoo.examples.train_stable_diffusion"),
 }
 EXAMPLES = """\
 examples:
@@ -23,6 +25,8 @@ examples:
   zoo train dalle                         captions to codes: the second
   zoo train vqgan                         pictures to codes and back, against a discriminator: CLIP-GEN's first stage
   zoo train clip_gen                      CLIP embeddings to codes: the second, without captions
+  zoo train kl_vae                        pictures to latents and back: Stable Diffusion's first stage
+  zoo train stable_diffusion              captions to latents: the second
   zoo train clip --steps 200 --batch-size 64 --run-folder runs/first
 """
 

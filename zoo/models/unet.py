@@ -1,5 +1,5 @@
-"""The UNet of Stable Diffusion: noised latents, their timestep and a context -> what the noise was (Rombach et al. 2022;
-CompVis/stable-diffusion, ldm/modules/diffusionmodules/openaimodel.py). Names of parts are those of its published folders.
+"""The UNet of Stable Diffusion: noised latents, timestep and context -> what the noise was (Rombach et al. 2022;
+CompVis/stable-diffusion, ldm/modules/diffusionmodules/openaimodel.py). Names of parts are those of published folders.
 
 B batch, C channels, h w latents, T tokens of context, D width, H heads.
 """
