@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.commands.draw_options import add_draw_options, draw_words
 from zoo.commands.generate import TINY
 from zoo.commands.model_options import TINY as TINY_CLIP
 from zoo.commands.model_options import Matcher, add_model_options, load_matcher
@@ -19,6 +20,7 @@ examples:
   zoo eval text2img
   zoo eval text2img --candidates 1 8 --guidance 3 --language zh
   zoo eval text2img --model clip-gen-emoji-tiny --judge runs/another-clip
+  zoo eval text2img --model sd-emoji-tiny --steps 20 --batch-size 100
 """
 
 
@@ -40,10 +42,7 @@ def register(families: argparse._SubParsersAction, shared: Any, **settings: obje
     )
     parser.add_argument("--judge", help="the one that is asked whose pictures they are (default: the same)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest tokens only")
-    parser.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that together have P")
-    parser.add_argument("--guidance", type=float, help="(default: the model's)")
+    add_draw_options(parser)
     shared(parser)
     add_model_options(parser)
     parser.set_defaults(run=run, model=TINY)
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     matcher = matching(args.matcher, args)
     judge = matching(args.judge, args) if args.judge else matcher
     rerank = clip_score(matcher.model, matcher.tokenizer, matcher.transform)
-    words = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "guidance", "batch_size")}
+    words = draw_words(args, model, "batch_size")
     found = {}
     for candidates in args.candidates:
         drawn = model.generate(prompts, 1, args.seed, candidates=candidates, rerank=rerank, **words)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from zoo.commands.draw_options import add_draw_options, draw_words
 from zoo.commands.model_options import add_model_options, load_scorer
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ examples:
   zoo generate "red apple" "红心" --n 4 --guidance 3
   zoo generate "volcano" --n 2 --candidates 32 --rerank clip-emoji-tiny
   zoo generate "cow face" --first-rows cow.png 3 --preview now.png
+  zoo generate "cow face" --model sd-emoji-tiny --image cat.png --strength 0.6
+  zoo generate "a (red:1.3) apple" --model stable-diffusion-v1-5 --sampler dpm++2m --steps 25 --size 512x768
 """
 
 
@@ -32,19 +35,26 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
     parser.add_argument("--n", type=int, default=1, help="pictures of each prompt (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("generated"), help="folder to write to (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; the next has the next (default: 0)")
-    how = parser.add_argument_group("how to choose each token")
-    how.add_argument("--temperature", type=float, default=1.0, help="lower is tidier and less varied (default: 1)")
-    how.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest only")
-    how.add_argument("--top-p", type=float, metavar="P", help="among the likeliest that together have P")
-    how.add_argument("--guidance", type=float, help="above 1 keeps nearer to the prompt (default: the model's)")
     best = parser.add_argument_group("how to choose among pictures")
     best.add_argument("--candidates", type=int, metavar="N", help="draw so many and keep the best --n")
     best.add_argument("--rerank", metavar="MODEL", help="the matching model that says which are best")
-    parser.add_argument(
-        "--first-rows", nargs=2, metavar=("PICTURE", "ROWS"), help="begin with so many rows of this picture's codes"
+    add_draw_options(parser)
+    begin = parser.add_argument_group("how to begin")
+    begin.add_argument("--size", type=size, metavar="WxH", help="pixels, of Stable Diffusion (default: the model's)")
+    begin.add_argument("--image", metavar="PICTURE", help="draw over this one, with Stable Diffusion")
+    begin.add_argument("--mask", metavar="PICTURE", help="white where --image is to be drawn anew")
+    begin.add_argument("--strength", type=float, help="0 leaves --image as it is, 1 leaves nothing (default: 0.8)")
+    begin.add_argument(
+        "--first-rows",
+        nargs=2,
+        metavar=("PICTURE", "ROWS"),
+        help="with so many rows of this picture's codes, of DALL-E and CLIP-GEN",
     )
     parser.add_argument(
-        "--preview", type=Path, metavar="FILE", help="write the pictures so far to this file, row by row"
+        "--preview",
+        type=Path,
+        metavar="FILE",
+        help="write the pictures so far to this file, row by row or step by step",
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="pictures at a time (default: all)")
     add_model_options(parser)
@@ -54,17 +64,20 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes each picture, and all in one grid where there are several."""
     from zoo import AutoLoader
+    from zoo.data import open_image
     from zoo.pictures import grid
 
     loader = AutoLoader("text2img", args.model, args.model_dir, args.weights, args.device)
-    words: dict[str, Any] = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "guidance")}
-    if args.rerank:
-        words["rerank"] = load_scorer(args.rerank, args.device)
+    model = loader.get_model()
+    words = draw_words(args, model, "size", "strength", "image", "mask", "first_rows")
+    for name in words.keys() & {"image", "mask"}:
+        words[name] = open_image(words[name])
     if args.first_rows:
         words["first_rows"] = first_rows(loader, *args.first_rows)
+    if args.rerank:
+        words["rerank"] = load_scorer(args.rerank, args.device)
     if args.preview:
-        words["preview"] = lambda row, pictures: show(pictures, args.preview)
-    model = loader.get_model()
+        words["preview"] = lambda step, pictures: show(pictures, args.preview)
     found = model.generate(
         args.prompts, args.n, args.seed, candidates=args.candidates, batch_size=args.batch_size, **words
     )
@@ -77,6 +90,14 @@ def run(args: argparse.Namespace) -> int:
         columns = args.n if args.n > 1 else min(len(captions), 8)
         print(save(grid([p for pictures in found for p in pictures], columns, captions), args.out, "grid"))
     return 0
+
+
+def size(text: str) -> tuple[int, int]:
+    """ "512x768" -> (512, 768)."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 512x768")
+    return int(width), int(height)
 
 
 def save(picture: Image, folder: Path, prompt: str) -> Path:

@@ -20,9 +20,9 @@ class Path:
     """The levels of noise that a sampler visits, from `start` on.
 
     `timesteps` (N,): what the network is told. `sigmas` (N + 1,): of samplers that count in sigmas, the ratio of noise
-    to signal before each step, and 0 after the last. `stride`: T // steps, how far DDIM and PNDM go. `eta`: DDIM's noise.
-    `last_alpha`: DDIM's and PNDM's alpha after the last step. `exploding`: latents are x0 + sigma noise, as Euler's
-    (variance exploding), and not of variance 1. `draws_last`: noise is asked for even where its factor is 0.
+    to signal before each step, and 0 after the last. `stride`: T // steps, how far DDIM and PNDM go; `last_alpha`:
+    their alpha after the last step. `eta`: DDIM's noise. `exploding`: latents are x0 + sigma noise (variance
+    exploding), and not of variance 1. `draws_last`: Euler's ancestral asks for noise even where its factor is 0.
     """
 
     schedule: NoiseSchedule

@@ -144,7 +144,7 @@ def sample(
     Steps are computed in fp32, and the latents keep their dtype between them.
     """
     if config.random and noise is None:
-        raise SettingsError(f"{config.sampler} with eta={config.eta} draws noise at each step: give noise=")
+        raise SettingsError(f"{config.sampler} draws fresh noise at each step: give noise=")
     path, step, dtype = _path(schedule, config, start), SAMPLERS[config.sampler].step, latents.dtype
     told = path.timesteps.to(latents.device)
     if start == 0:
@@ -244,7 +244,7 @@ def _sigmas(
 
 
 def _timesteps_of(sigmas: np.ndarray, logs: np.ndarray) -> np.ndarray:
-    """Where sigmas lie among those of all timesteps, of which `logs` are the logarithms; in between by the logarithm."""
+    """Where sigmas lie among those of all timesteps, whose logarithms `logs` are; linear in the logarithm between."""
     wanted = np.log(sigmas)
     low = (np.searchsorted(logs, wanted, side="right") - 1).clip(0, len(logs) - 2)
     return low + ((wanted - logs[low]) / (logs[low + 1] - logs[low])).clip(0, 1)

@@ -125,7 +125,7 @@ def draw(
     weight = model.unet.conv_in.weight
     height, width = (side // model.vae.factor for side in sketch.size)
     numbers = Numbers(seeds, (model.vae.channels, height, width), weight.device, weight.dtype)
-    start = strength_start(how.sampler, sketch.strength, model.schedule) if sketch.image is not None else 0
+    start = strength_start(how.sampler, sketch.strength) if sketch.image is not None else 0
     count = len(timesteps(model.schedule, how.sampler))
     if sketch.image is not None and start >= count:
         if sketch.mask is None or not model.inpaints:
@@ -134,19 +134,24 @@ def draw(
     begin = _Beginning(model, sketch, numbers, start, how.sampler)
     known = model.unet.keys_values((contexts if without is None else torch.cat([without, contexts])).to(weight.dtype))
 
+    clean: list[Tensor] = []  # what the last step makes of the picture, to be shown
+
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         x = latents.to(weight.dtype)
         x = x if begin.beside is None else torch.cat([x, begin.beside], 1)
         if without is None:
-            return model.unet(x, timestep, known)
-        nothing, something = model.unet(torch.cat([x, x]), timestep, known).chunk(2)
-        return guided(nothing, something, how.guidance, how.rescale)
+            found = model.unet(x, timestep, known)
+        else:
+            nothing, something = model.unet(torch.cat([x, x]), timestep, known).chunk(2)
+            found = guided(nothing, something, how.guidance, how.rescale)
+        if how.preview is not None:
+            clean[:] = [model.schedule.x0(found, latents, timestep.round().long())]
+        return found
 
     def on_step(number: int, timestep: Tensor, latents: Tensor) -> Tensor:
-        latents = begin.keep(number, latents)
         if how.preview is not None:
-            how.preview(number, latents)
-        return latents
+            how.preview(number + 1, decode(model, clean[0]))
+        return begin.keep(number, latents)
 
     words = {"noise": numbers, "start": start, "on_step": on_step, "progress": how.progress}
     latents = sample(predict, begin.latents, model.schedule, how.sampler, **words)

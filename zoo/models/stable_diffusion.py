@@ -235,7 +235,7 @@ class StableDiffusion(nn.Module):
         `size`: width and height in pixels. `skip`: so many of the text tower's last blocks are left out.
 
         `image`, of that size, to begin with, noised by `strength`: 0 gives it back, 1 leaves nothing of it. `mask`: 1,
-        or white, where to draw anew. `preview(step, latents (B, C, h, w))` is told after each step.
+        or white, where to draw anew. `preview(step, pictures so far (B, 3, H, W))` is told after each step.
         `seed`, `candidates`, `rerank`, `batch_size`: see `zoo.generation.text_to_image.generate`. Raises SettingsError.
         """
         drawing = Drawing(
