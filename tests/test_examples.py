@@ -25,6 +25,7 @@ from zoo.cli import main
 from zoo.commands.autoencoders import draw_reconstructions
 from zoo.errors import DataError
 from zoo.models.dvae import Dvae, DvaeConfig
+from zoo.models.kl_vae import KlVae, KlVaeConfig
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -421,3 +422,41 @@ def test_clip_gen_refuses_a_file_by_another_clip_or_vqgan(mirrored, vqgan, encod
 def test_a_vqgan_of_pictures_too_small_to_judge_is_refused_before_it_begins(tmp_path):
     assert "24 pixels or more" in run("train_vqgan.py", "--size", "16", "--run-folder", "run", cwd=tmp_path, code=1)
     assert not (tmp_path / "run").exists()
+
+
+# --- Stable Diffusion ---
+def kl_vae_settings(ds: Path | str, folder: str) -> list[str]:
+    sizes = "--size 32 --widths 8 12 --latent 3 --groups 4 --disc-width 8 --kl-weight 1e-3"
+    learning = "--disc-start 2 --disc-warm-up 1 --steps 8 --batch-size 4 --ema 0.5"
+    kept = ["--ds", str(ds), "--run-folder", folder, "--log-interval", "1", "--eval-interval", "4"]
+    return [*sizes.split(), *learning.split(), *kept]
+
+
+@pytest.fixture(scope="module")
+def kl_vae(pictures, tmp_path_factory) -> Path:
+    """What train_kl_vae.py left: 16 x 16 latents of 3 numbers."""
+    folder = tmp_path_factory.mktemp("kl_vae")
+    run("train_kl_vae.py", *kl_vae_settings(pictures, "run"), cwd=folder)
+    return folder / "run"
+
+
+def test_kl_vae_training_that_was_suspended_ends_in_the_same_weights(pictures, kl_vae, tmp_path):
+    settings = kl_vae_settings(pictures, "run")
+    said = run("train_kl_vae.py", *settings, "--simulate-suspend", "5", cwd=tmp_path, code=75)
+    assert left_out(said) == ["broken.png"] and lines(tmp_path / "run")[-1]["step"] == 5
+    run("train_kl_vae.py", *settings, cwd=tmp_path)
+    whole, parts = weights.read(kl_vae), weights.read(tmp_path / "run")
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    same = ("step", "loss", "kl", "std", "grad_norm", "discriminator_loss", "adaptive_weight")
+    a, b = ([[line.get(k) for k in same] for line in lines(folder)] for folder in (kl_vae, tmp_path / "run"))
+    assert a == b and len(a) == 8 and None not in a[-1]
+
+
+def test_what_kl_vae_training_leaves_is_a_kl_vae(kl_vae):
+    config = KlVaeConfig.from_dict(json.loads((kl_vae / "config.json").read_text()))
+    model = KlVae(config)
+    model.load_state_dict(weights.read(kl_vae))
+    assert (model.image_size, model.factor, model.channels, model.scale) == (32, 2, 3, 1.0)
+    latents = model.encode(torch.rand(1, 3, 32, 32))
+    assert latents.shape == (1, 3, 16, 16) and model.decode(latents).shape == (1, 3, 32, 32)
+    assert [path.name for path in sorted((kl_vae / "samples").iterdir())] == ["000004.png", "000008.png"]

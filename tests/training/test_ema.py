@@ -109,6 +109,90 @@ def test_a_run_judges_and_exports_its_average_and_trains_on_its_own_weights(toy,
         assert toy.same(weights.read(folder), judged[-1])
 
 
+@pytest.mark.parametrize(("start", "at"), [(5, 5), (0.5, 6), (1, 1)], ids=str)
+def test_a_late_average_begins_as_the_weights_and_counts_from_there(toy, tmp_path, start, at):
+    judged, after = [], []
+
+    def watch(into: list):
+        return {
+            "evaluate": lambda model: into.append({n: p.detach().clone() for n, p in model.named_parameters()}) or {}
+        }
+
+    words = {"gradient_accumulation_steps": 1, "eval_interval": 1}
+    toy.train(None, call=watch(after), **words)
+    toy.train(tmp_path, call=watch(judged), ema=0.3, ema_start=start, **words)
+    average = after[at - 1]
+    for step, (found, own) in enumerate(zip(judged, after, strict=True), 1):
+        n = step - at
+        decay = min(0.3, (1 + n) / (10 + n)) if n > 0 else 0
+        average = {name: decay * average[name] + (1 - decay) * own[name] for name in own} if n > 0 else own
+        for name in own:
+            torch.testing.assert_close(found[name], average[name], rtol=0, atol=1e-6)
+    assert not toy.same(judged[-1], after[-1])
+    assert toy.same(weights.read(tmp_path), judged[-1])
+
+
+def test_before_a_late_average_nothing_is_kept_of_it(toy, tmp_path):
+    toy.train(tmp_path, ema=0.9, ema_start=7)
+    for path in sorted((tmp_path / "checkpoints").iterdir()):
+        kept = [name for name in weights.read(path / "rank-00000.pieces.safetensors") if name.startswith("ema/")]
+        assert len(kept) == (len(toy.Net().state_dict()) if int(path.name[5:]) >= 7 else 0)
+
+
+@pytest.mark.parametrize("at", [2, 10, 13, 14, 20])
+@pytest.mark.parametrize("more", [{"ema_start": 6}, {"ema_start": 0.6, "ema_offload": True}], ids=str)
+def test_a_resumed_late_average_is_bit_for_bit_the_uninterrupted_one(toy, tmp_path, at, more):
+    def stop():
+        raise KeyboardInterrupt
+
+    words = dict(ema=0.9, eval_interval=5, call={"valid_dataset": toy.Points(3)}, **more)
+    toy.train(tmp_path / "a", **words)
+    with pytest.raises(KeyboardInterrupt):
+        toy.train(tmp_path / "b", toy.Killed(at, stop), **words)
+    toy.train(tmp_path / "b", **words)
+    assert toy.same(*(weights.read(tmp_path / name / "model.safetensors") for name in ("a", "b")))
+    assert toy.lines(tmp_path / "b") == toy.lines(tmp_path / "a")
+
+
+def test_going_back_to_before_a_late_average_leaves_none():
+    engine = Engine()
+    ema = Ema(0.9, engine, start=2)
+    for _ in range(4):
+        engine.tensors["a"].add_(1)
+        ema.update()
+    assert ema.pieces
+    ema.restore(None, {"updates": 1})
+    assert not ema.pieces
+    with ema.shown():
+        pass
+    engine.tensors["a"].fill_(3)
+    ema.update()
+    assert torch.equal(ema.pieces["a"].values, torch.full((3,), 3.0))
+
+
+def test_an_average_that_is_offloaded_lies_on_the_cpu_and_is_the_same(toy, tmp_path):
+    engine = Engine()
+    ema = Ema(0.9, engine, offload=True)
+    assert ema.pieces["a"].values.device.type == "cpu"
+    assert ema.pieces["a"].values.data_ptr() != engine.tensors["a"].data_ptr()
+    for name, more in {"here": {}, "away": {"ema_offload": True}}.items():
+        toy.train(tmp_path / name, ema=0.9, **more)
+    assert toy.same(*(weights.read(tmp_path / name) for name in ("here", "away")))
+
+
+def test_where_an_average_lies_may_change_when_it_begins_may_not(toy, tmp_path):
+    toy.train(tmp_path, steps=3, ema=0.9, ema_start=2)
+    toy.train(tmp_path, steps=3, ema=0.9, ema_start=2, ema_offload=True)
+    with pytest.raises(SettingsError, match="ema_start: .* 2"):
+        toy.train(tmp_path, steps=3, ema=0.9, ema_start=1)
+
+
+@pytest.mark.parametrize("words", [{"ema_start": 5}, {"ema_offload": True}], ids=str)
+def test_a_start_without_an_average_is_refused(toy, words):
+    with pytest.raises(SettingsError, match="give ema too"):
+        toy.train(None, **words)
+
+
 def test_an_evaluation_that_fails_leaves_the_weights_as_they_were(toy):
     def fails(model):
         raise KeyError("metric")

@@ -22,6 +22,8 @@ OPTIONS = {
     "--warm-up 20": ("warm_up", 20.0),
     "--clip-grad 0.5": ("clip_grad", 0.5),
     "--ema 0.99": ("ema", 0.99),
+    "--ema-start 0.5": ("ema_start", 0.5),
+    "--ema-offload": ("ema_offload", True),
     "--on-spike skip": ("on_spike", "skip"),
     "--precision bf16": ("precision", "bf16"),
     "--checkpoint-activations": ("checkpoint_activations", True),
@@ -51,7 +53,7 @@ OPTIONS = {
 
 def settings(*words: str, **defaults) -> Settings:
     parser = argparse.ArgumentParser()
-    add_options(parser, **({"batch_size": 8} | defaults))
+    add_options(parser, **({"batch_size": 8, "ema": 0.9} | defaults))
     return Trainer(**trainer_words(parser.parse_args(words))).settings
 
 
@@ -84,7 +86,7 @@ def test_defaults_are_by_the_name_of_the_option():
 
 def test_options_that_are_not_given_say_what_the_trainer_says():
     """But for how often it speaks and saves, which is for runs of minutes, and for env_type."""
-    usual, told = Trainer(batch_size=8).settings.record(), settings().record()
+    usual, told = Trainer(batch_size=8, ema=0.9).settings.record(), settings().record()
     differing = {name for name, value in told.items() if value != usual[name]}
     assert differing == {"env_type", "log_interval", "eval_interval", "save_interval"}
 

@@ -132,11 +132,14 @@ class NoiseSchedule:
         return alphas**0.5, (1 - alphas) ** 0.5
 
 
-def x0_of(prediction: str, output: Tensor, x: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-    """x0 from what the network gave for x = signal x0 + sigma noise, where signal^2 + sigma^2 = 1."""
+def x0_of(prediction: str, output: Tensor, x: Tensor, signal: float | Tensor, sigma: Tensor) -> Tensor:
+    """x0 from what the network gave for x = signal x0 + sigma noise, which it saw divided to variance 1."""
     if prediction == "sample":
         return output
-    return (x - sigma * output) / signal if prediction == "epsilon" else signal * x - sigma * output
+    if prediction == "epsilon":
+        return (x - sigma * output) / signal
+    variance = signal**2 + sigma**2
+    return (signal * x - variance**0.5 * sigma * output) / variance
 
 
 def _alphas(config: NoiseConfig) -> Tensor:

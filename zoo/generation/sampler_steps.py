@@ -38,16 +38,17 @@ class Path:
     def alpha(self, timestep: int) -> Tensor:
         return self.schedule.alphas[timestep] if timestep >= 0 else self.last_alpha
 
-    def roots(self, number: int) -> tuple[Tensor, Tensor]:
-        """signal and sigma before step `number`, signal^2 + sigma^2 = 1."""
+    def roots(self, number: int) -> tuple[float | Tensor, Tensor]:
+        """signal and sigma before step `number`: the latents are signal x0 + sigma noise."""
         sigma = self.sigmas[number]
+        if self.exploding:
+            return 1.0, sigma
         signal = 1 / (sigma**2 + 1) ** 0.5
         return signal, sigma * signal
 
     def x0(self, number: int, output: Tensor, x: Tensor) -> Tensor:
         """What follows for x0 from the network's output before step `number`, for samplers that count in sigmas."""
-        signal, sigma = self.roots(number)
-        return x0_of(self.schedule.config.prediction, output, x * signal if self.exploding else x, signal, sigma)
+        return x0_of(self.schedule.config.prediction, output, x, *self.roots(number))
 
 
 # (what the network gave, the latents it was asked about), of up to MEMORY last steps, this step's last; fp32.

@@ -118,7 +118,7 @@ def noised(x0: Tensor, noise: Tensor, schedule: NoiseSchedule, config: SamplerCo
         return x0
     if path.sigmas is None:
         return schedule.add_noise(x0, noise, path.timesteps[start])
-    signal, sigma = (1, path.sigmas[start]) if path.exploding else path.roots(start)
+    signal, sigma = path.roots(start)
     x = signal * x0.float() + sigma * noise.float()
     return (x if start else x / _initial(path, config)).to(x0.dtype)
 

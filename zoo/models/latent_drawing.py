@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from zoo.blocks.packed import packed
 from zoo.errors import SettingsError
 from zoo.generation.guidance import guided
 from zoo.generation.samplers import SamplerConfig, noised, sample, strength_start, timesteps
@@ -154,7 +155,8 @@ def draw(
         return begin.keep(number, latents)
 
     words = {"noise": numbers, "start": start, "on_step": on_step, "progress": how.progress}
-    latents = sample(predict, begin.latents, model.schedule, how.sampler, **words)
+    with packed(model.unet):
+        latents = sample(predict, begin.latents, model.schedule, how.sampler, **words)
     return decode(model, latents)
 
 

@@ -22,6 +22,8 @@ def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     training.add_argument("--warm-up", type=float, default=0.1, help="steps, or below 1 a part of all (%(default)s)")
     training.add_argument("--clip-grad", type=float, default=1.0, help="largest norm of a gradient (%(default)s)")
     training.add_argument("--ema", type=float, default=0.0, help="decay of an average of the weights, as 0.999")
+    training.add_argument("--ema-start", type=float, help="steps, or below 1 a part of all, until then (the first)")
+    training.add_argument("--ema-offload", action="store_true", help="the average in the CPU's memory")
     choices = ("keep", "skip", "rollback")
     training.add_argument("--on-spike", default="keep", choices=choices, help="if the loss jumps (%(default)s)")
     training.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="(%(default)s)")

@@ -25,7 +25,7 @@ from .guard import Guard
 from .log import Clock, Log, Meter, logger
 from .run_folder import RunFolder, model_config
 from .saver import Saver
-from .schedule import Schedule
+from .schedule import Schedule, warm_up_steps
 from .settings import FREE, Settings
 from .stop_request import StopRequest, is_ctrl_c
 
@@ -59,7 +59,8 @@ class Run:
         self.channel = Channel()
         self.meter, self.clock, self.costs = Meter(engine.device), Clock(), Costs(engine.device)
         self.guard = Guard(settings.on_spike, settings.gradient_accumulation_steps, self.channel)
-        self.ema = Ema(settings.ema, engine) if settings.ema else None
+        start = warm_up_steps(settings.ema_start or 0, self.total)
+        self.ema = Ema(settings.ema, engine, start, settings.ema_offload) if settings.ema else None
         self.saver = Saver(settings.async_save, after=lambda: self.folder.prune(settings.keep))
         self.order = canonical_names(engine.model)
         self.moved, self.last_back, self.layers, self.said = False, (-1, 0), {}, {}
@@ -131,7 +132,8 @@ class Run:
             "group_ratios": self.schedule.ratios,
         }
         free = FREE | {"epochs", "steps", "world_size", "samples_together"}
-        if not self.schedule.own or (settings.lr_decay == "constant" and not 0 < settings.warm_up < 1):
+        rates_stay = not self.schedule.own or (settings.lr_decay == "constant" and not 0 < settings.warm_up < 1)
+        if rates_stay and not 0 < (settings.ema_start or 0) < 1:
             free |= {"total_steps"}
         self.folder.agree(record, free, self.channel)
 

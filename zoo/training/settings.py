@@ -28,8 +28,9 @@ class Settings:
     `lr_floor` is a fraction of `lr`. `clip_grad=0` does not clip. `on_spike`: what becomes of an update whose loss
     stands out of the last ones: "keep" it, "skip" it, or "rollback" to the last checkpoint and pass over the data
     since; "rollback" does so too when losses stay not finite. `ema` is the decay of a moving average of the weights,
-    which is then what is judged and exported; 0: none. `about` is what else the run depends on and the trainer cannot
-    see, such as which data: recorded, and the same when resuming.
+    which is then what is judged and exported; 0: none. `ema_start`: updates, or below 1 a part of all, before which
+    there is none yet; None: from the first. `ema_offload`: it lies in the memory of the CPU. `about` is what else the
+    run depends on and the trainer cannot see, such as which data: recorded, and the same when resuming.
 
     On what: `env_type` pytorch, pytorchDDP, deepspeed, or auto, which follows from the launcher. `num_gpus` processes
     on each of `num_nodes` machines, or on those of a `hostfile`, are started by `train` itself. `deepspeed_config`: a
@@ -60,6 +61,8 @@ class Settings:
     clip_grad: float = 1.0
     on_spike: str = _free("keep")
     ema: float = 0.0
+    ema_start: float | None = None
+    ema_offload: bool = _free(False)
     precision: str = "fp32"
     checkpoint_activations: bool = _free(False)
     compile: bool = _free(False)
@@ -113,6 +116,10 @@ class Settings:
             self._between(name, 0, float("inf"))
         if not _is_decay(self.ema):
             raise SettingsError(f"ema={self.ema!r}: a decay from 0 to below 1, such as 0.999; 0 keeps no average")
+        if self.ema_start is not None:
+            self._between("ema_start", 0, float("inf"))
+        if not self.ema and (self.ema_start is not None or self.ema_offload):
+            raise SettingsError("ema_start and ema_offload are about an average of the weights: give ema too, as 0.999")
         if self.time_limit is not None:
             self._between("time_limit", 0, float("inf"))
         if self.on_spike == "rollback" and self.run_folder is None:
