@@ -37,9 +37,24 @@ def clip_gen_batch(model: Any, samples: int) -> dict[str, Any]:
     return {"codes": codes, "embedding": torch.empty(samples, sizes.embed, device="meta")}
 
 
+def stable_diffusion_batch(model: Any, samples: int) -> dict[str, Any]:
+    """Tokens and moments, on meta: the VAE and the text tower are done before the UNet begins. One that inpaints looks
+    at pictures itself."""
+    import torch
+
+    vae, size, side = model.vae, model.image_size, model.unet.config.size
+    batch = {"text": torch.empty(samples, model.config.window, dtype=torch.int64, device="meta")}
+    if model.inpaints:
+        batch["image"] = torch.empty(samples, 3, size, size, device="meta")
+        return batch | {"mask": torch.empty(samples, 1, size, size, device="meta")}
+    return batch | {"moments": torch.empty(samples, 2 * vae.channels, side, side, device="meta")}
+
+
 BATCHES: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "clip": clip_batch,
     "dalle": dalle_batch,
     "clip-gen": clip_gen_batch,
+    "stable-diffusion": stable_diffusion_batch,
 }
-IN_PIECES = {"dalle", "clip-gen"}  # families whose training script builds the model with Trainer.build
+# Families whose training script builds the model with Trainer.build.
+IN_PIECES = {"dalle", "clip-gen", "stable-diffusion"}

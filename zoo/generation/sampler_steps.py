@@ -72,7 +72,8 @@ def _move(path: Path, output: Tensor, x: Tensor, timestep: int, after: Tensor, d
     """From the timestep's noise straight to that of alpha `after`, less what is to be drawn afresh."""
     at = torch.tensor(timestep)
     x0, epsilon = path.schedule.x0(output, x, at), path.schedule.epsilon(output, x, at)
-    return after**0.5 * x0 + (1 - after - deviation**2) ** 0.5 * epsilon
+    # Clamped: from no signal with eta 1 all noise is drawn afresh, and rounding may leave less than none.
+    return after**0.5 * x0 + (1 - after - deviation**2).clamp(min=0) ** 0.5 * epsilon
 
 
 def ddpm(path: Path, number: int, history: History, noise: Noise) -> Tensor:

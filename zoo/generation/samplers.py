@@ -139,7 +139,7 @@ def sample(
     `predict(x, timestep)` -> the network's output, `x` scaled as the network wants it, `timestep` 0-dimensional on the
     latents' device. `noise()` -> fresh standard normal noise (B, C, h, w), which the random samplers need. `on_step(
     number, timestep, latents)` is told the latents after each step, numbered as `start` is, and may give others to go
-    on with; they are those that `noised` gives for `number + 1`. `progress`: a bar, if it takes over two seconds.
+    on with, as noisy as `noised` makes them for `number + 1`. `progress`: a bar, if it takes over two seconds.
 
     Steps are computed in fp32, and the latents keep their dtype between them.
     """

@@ -24,6 +24,8 @@ from zoo.models.latent_drawing import Drawing, Sketch, draw, sketch_of
 from zoo.models.prompt_contexts import PromptReader
 from zoo.models.text_encoder import BertTextConfig, build_text, text_config
 from zoo.models.unet import UNet, UNetConfig
+from zoo.models.vq_latents import VqLatents, build_vae, vae_config
+from zoo.models.vqgan import VqganConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,7 +46,7 @@ class StableDiffusionConfig:
 
     text: TextConfig | BertTextConfig = OPENAI_TEXT
     unet: UNetConfig = field(default_factory=UNetConfig)
-    vae: KlVaeConfig = field(default_factory=KlVaeConfig)
+    vae: KlVaeConfig | VqganConfig = field(default_factory=KlVaeConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     start: int = 49406
     end: int = 49407
@@ -64,7 +66,7 @@ class StableDiffusionConfig:
         kinds: dict[str, Callable] = {
             "text": text_config,
             "unet": UNetConfig.from_dict,
-            "vae": KlVaeConfig.from_dict,
+            "vae": vae_config,
             "noise": NoiseConfig.from_dict,
         }
         return cls(**{name: kinds[name](value) if name in kinds else value for name, value in sizes.items()})
@@ -82,14 +84,14 @@ class StableDiffusion(nn.Module):
         config: StableDiffusionConfig,
         text: nn.Module | None = None,
         unet: UNet | None = None,
-        vae: KlVae | None = None,
+        vae: KlVae | VqLatents | None = None,
         tokenizer: Any = None,
     ):
         super().__init__()
         self.config = config
         self.text = text or build_text(config.text)
         self.unet = unet or UNet(config.unet)
-        self.vae = vae or KlVae(config.vae)
+        self.vae = vae or build_vae(config.vae)
         self.tokenizer = tokenizer
         self.schedule = NoiseSchedule(config.noise)
         self.tile: int | None = None
@@ -144,13 +146,15 @@ class StableDiffusion(nn.Module):
         moments: Tensor | None = None,
         context: Tensor | None = None,
         mask: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Pictures (B, 3, H, W) of 0..1 and the tokens (B, T) of their captions -> "loss", the squared error of what
         the noise schedule has the UNet predict, at a timestep drawn for each sample.
 
         What was computed before may be given in their place: `moments` (B, 2 C, h, w) of the VAE, of which latents are
         drawn anew each time, and `context` (B, T, D) of the text tower. `mask` (B, 1, H, W), 1 where to draw anew, for
-        a UNet that inpaints, together with the pictures. Raises SettingsError where something is missing.
+        a UNet that inpaints, together with the pictures. `weight` (B,): of each sample in the mean. Raises
+        SettingsError where something is missing.
         """
         if (image is None and moments is None) or (text is None and context is None):
             raise SettingsError("forward needs pictures or the VAE's moments, and tokens or the text tower's context")
@@ -170,6 +174,8 @@ class StableDiffusion(nn.Module):
         errors = (found - self.schedule.target(latents, noise, timesteps)).square().flatten(1).mean(1)  # (B,)
         if self.config.min_snr:
             errors = errors * self.schedule.min_snr_weight(timesteps, self.config.min_snr)
+        if weight is not None:
+            errors = errors * weight
         return {"loss": errors.mean()}
 
     def scaled(self, latents: Tensor) -> Tensor:

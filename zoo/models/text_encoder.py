@@ -113,3 +113,10 @@ def text_config(sizes: Mapping) -> TextConfig | BertTextConfig:
 def build_text(config: TextConfig | BertTextConfig) -> ClipTextEncoder | BertTextEncoder:
     """The tower of that config."""
     return (BertTextEncoder if isinstance(config, BertTextConfig) else ClipTextEncoder)(config)
+
+
+def text_of(clip: nn.Module) -> ClipTextEncoder | BertTextEncoder:
+    """The text tower of a CLIP, with its weights, without its projection."""
+    tower, state = build_text(clip.config.text), clip.text.state_dict()
+    tower.load_state_dict({name: state[name] for name in tower.state_dict()})
+    return tower

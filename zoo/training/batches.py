@@ -34,19 +34,47 @@ class EpochSampler:
     see together what one sees with 8, and an update of the same size sees the same samples however it is cut. What an
     epoch has left for no whole update is left out, unless it is all there is: then micro-batches and ranks share it
     equally, with the first samples repeated if it does not divide.
+
+    `groups` (samples,) are numbers of what can be batched together, such as pictures of one size: then a micro-batch of
+    all ranks is of one group, and what a group has left for no whole one is left out, other samples in each epoch.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1, micro: int = 1):
-        self.samples, self.seed = samples, seed
-        self.rank, self.world_size, self.micro = rank, world_size, micro
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        micro: int = 1,
+        groups: torch.Tensor | None = None,
+    ):
+        self.seed, self.rank, self.world_size, self.micro = seed, rank, world_size, micro
+        self.row, self.groups = batch_size * world_size, groups
+        if groups is not None:
+            samples = sum(count // self.row * self.row for count in groups.bincount().tolist())
+            if not samples:
+                raise EmptyDataset(
+                    f"no group has the {self.row} samples of a batch: lower batch_size, or use one group"
+                )
+        self.samples = samples
         self.updates_per_epoch = max(1, samples // (batch_size * world_size * micro))
         self.per_epoch = self.updates_per_epoch * micro
         self.batch_size = min(batch_size, math.ceil(samples / (world_size * micro)))
 
     def order(self, epoch: int) -> torch.Tensor:
-        """All sample numbers in the order of this epoch."""
+        """The sample numbers in the order of this epoch."""
         generator = torch.Generator().manual_seed(rng.seed_from(self.seed, epoch))
-        return torch.randperm(self.samples, generator=generator)
+        if self.groups is None:
+            return torch.randperm(self.samples, generator=generator)
+        rows = []
+        for group in range(int(self.groups.max()) + 1):
+            members = (self.groups == group).nonzero()[:, 0]
+            members = members[torch.randperm(len(members), generator=generator)]
+            rows.append(members[: len(members) // self.row * self.row].view(-1, self.row))
+        rows = torch.cat(rows)
+        return rows[torch.randperm(len(rows), generator=generator)].flatten()
 
     def between(self, start: int, stop: int) -> Iterator[tuple[int, list[int]]]:
         """(epoch, sample numbers) of the micro-batches from `start` to before `stop`."""
@@ -118,7 +146,8 @@ def _load(dataset: Dataset, numbers: Iterator, settings: Settings, collate: Coll
 
 
 class DatasetBatches:
-    """The micro-batches of a data set with a length. Samples that were seen before `start` are not read again."""
+    """The micro-batches of a data set with a length, and `groups` if it has some, see EpochSampler. Samples that were
+    seen before `start` are not read again."""
 
     def __init__(self, dataset: Dataset, settings: Settings, collate: Collate | None):
         self.dataset, self.settings, self.collate, self.samples = dataset, settings, collate, len(dataset)
@@ -134,6 +163,7 @@ class DatasetBatches:
             rank=rank,
             world_size=world_size,
             micro=settings.gradient_accumulation_steps,
+            groups=getattr(dataset, "groups", None),
         )
         self.sampler, self.per_epoch = sampler, sampler.per_epoch
 

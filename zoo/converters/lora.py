@@ -1,0 +1,193 @@
+"""LoRA files of Stable Diffusion, in every dialect that they are published in -> what to add to which of our weights.
+
+Sources: diffusers, loaders/lora_conversion_utils.py and utils/state_dict_utils.py; kohya-ss/sd-scripts,
+networks/lora.py; CompVis/stable-diffusion, openaimodel.py, for the block names that LyCORIS takes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.errors import WeightsMismatch
+
+# How the name of a tensor ends, after that of its layer.
+_ROLES = {
+    "down": re.compile(r"(.+?)\.(?:lora_A(?:\.\w+)?|lora\.down|lora_linear_layer\.down|lora_down|down)\.weight"),
+    "up": re.compile(r"(.+?)\.(?:lora_B(?:\.\w+)?|lora\.up|lora_linear_layer\.up|lora_up|up)\.weight"),
+    "alpha": re.compile(r"(.+)\.alpha"),
+}
+_OTHER_KINDS = {  # what such files hold beside or in place of two matrices
+    "DoRA": re.compile(r"\.(dora_scale|lora_magnitude_vector(\.\w+)*)$"),
+    "LoRA of a convolution with a core (Tucker)": re.compile(r"\.lora_mid\.weight$"),
+    "LoHa": re.compile(r"\.hada_\w+$"),
+    "LoKr": re.compile(r"\.lokr_\w+$"),
+}
+_TEXT = {  # our layer of a block: theirs, those of attention.qkv in the order of its rows
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.out": ("self_attn.out_proj",),
+    "mlp.up": ("mlp.fc1",),
+    "mlp.down": ("mlp.fc2",),
+}
+_OLD_TEXT = {"q_proj": "to_q_lora", "k_proj": "to_k_lora", "v_proj": "to_v_lora", "out_proj": "to_out_lora"}
+_COMPVIS_LAYERS = {  # of a residual block
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_COMPVIS_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+}
+
+Place = tuple[str, int | None]  # a weight of ours, and which of its equal parts along the rows, or all
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a LoRA adds to a weight, or to those `rows` of it: scale * up @ down.
+
+    `down` (r, in), `up` (out, r); of a convolution (r, in, h, w) and (out, r, 1, 1), whose kernel is then h by w.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+    rows: slice | None = None
+
+    def matrix(self) -> Tensor:
+        """The sum to add, fp32, (out, in) or (out, in, h, w)."""
+        product = self.up.float().flatten(1) @ self.down.float().flatten(1)
+        return self.scale * product.unflatten(1, self.down.shape[1:])
+
+
+def to_ours(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, list[Delta]]:
+    """A LoRA's state and the names of our StableDiffusion's weights -> what is added to each weight that it changes.
+
+    Reads the dialects of PEFT and diffusers ("unet.<layer>.lora_A.weight", ".lora.down.weight"; "text_encoder..."), of
+    diffusers before ("...attn1.processor.to_q_lora.down.weight"), of kohya ("lora_unet_<layer>.lora_down.weight" and
+    ".alpha"; "lora_te_..."), whose layers may have CompVis's names too, and what `blocks.lora.lora_state` wrote of ours.
+    The scale is alpha / r, and 1 where there is no alpha. Raises WeightsMismatch for names it does not know, halves
+    that do not fit each other, and the kinds that are more than two matrices.
+    """
+    _check_kind(state)
+    known = dict(_places(names))
+    found: dict[Place, dict[str, Tensor]] = {}
+    unknown = []
+    for name, tensor in state.items():
+        layer, role = _parsed(name)
+        if layer not in known:
+            unknown.append(name)
+        elif role in (halves := found.setdefault(known[layer], {})):
+            raise WeightsMismatch(f"this LoRA changes {known[layer][0]} twice, the second time by {name}")
+        else:
+            halves[role] = tensor
+    if unknown or not found:
+        raise WeightsMismatch(
+            f"{len(unknown)} of the {len(state)} tensors of this LoRA are for no layer of this model: "
+            f"{', '.join(sorted(unknown)[:5]) or 'there are none at all'}. It is a LoRA of another base, or of another "
+            "kind, or no LoRA"
+        )
+    deltas: dict[str, list[Delta]] = {}
+    for place, halves in found.items():
+        deltas.setdefault(place[0], []).append(_delta(place, halves))
+    return deltas
+
+
+def _check_kind(state: Mapping[str, Tensor]) -> None:
+    for kind, mark in _OTHER_KINDS.items():
+        if marked := sorted(filter(mark.search, state)):
+            raise WeightsMismatch(
+                f"this file is a {kind}, which zoo does not read ({marked[0]}): take a plain LoRA, or merge it into the "
+                "model with the program that made it"
+            )
+
+
+def _parsed(name: str) -> tuple[str, str]:
+    """The name of a tensor -> its layer's, and what it is to it; "" for a name of no such form."""
+    for role, form in _ROLES.items():
+        if match := form.fullmatch(name):
+            return match[1], role
+    return "", ""
+
+
+def _delta(place: Place, halves: dict[str, Tensor]) -> Delta:
+    name, part = place
+    if missing := [role for role in ("down", "up") if role not in halves]:
+        raise WeightsMismatch(f"this LoRA's change of {name} has no {missing[0]} matrix: the file is not whole")
+    down, up = halves["down"], halves["up"]
+    if down.dim() not in (2, 4) or up.shape[1:] != (len(down), *[1] * (down.dim() - 2)):
+        raise WeightsMismatch(
+            f"this LoRA's matrices for {name} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}"
+        )
+    scale = float(halves["alpha"]) / len(down) if "alpha" in halves else 1.0
+    return Delta(down, up, scale, None if part is None else slice(part * len(up), (part + 1) * len(up)))
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+def _places(names: Collection[str]) -> Iterator[tuple[str, Place]]:
+    """Every name that a layer of ours is published under, and its place. Underscored names cannot be cut at the right
+    ones, so they are made from ours and looked up."""
+    resnets = len({name.split(".")[4] for name in names if name.startswith("unet.down_blocks.0.resnets.")})
+    attention = {name.split(".")[2] for name in names if re.match(r"unet\.up_blocks\.\d+\.attentions\.", name)}
+    for name in names:
+        layer = name.removesuffix(".weight")
+        if layer == name:
+            continue
+        yield layer, (name, None)
+        if layer.startswith("unet."):
+            layer = layer.removeprefix("unet.")
+            for published in {layer, _compvis(layer, resnets + 1, attention)}:
+                yield from ((form, (name, None)) for form in _unet_forms(published))
+        elif match := re.fullmatch(r"text\.transformer\.blocks\.(\d+)\.(.+)", layer):
+            parts = _TEXT.get(match[2], ())
+            for part, theirs in enumerate(parts):
+                published = f"encoder.layers.{match[1]}.{theirs}"
+                yield from ((form, (name, part if len(parts) > 1 else None)) for form in _text_forms(published))
+
+
+def _unet_forms(layer: str) -> Iterator[str]:
+    yield f"lora_unet_{layer.replace('.', '_')}"
+    attention, _, last = layer.rpartition(".to_")
+    for prefix in ("unet.", ""):  # the first files had none
+        yield prefix + layer
+        if attention:
+            yield f"{prefix}{attention}.processor.to_{last.removesuffix('.0')}_lora"
+
+
+def _text_forms(layer: str) -> Iterator[str]:
+    yield f"lora_te_text_model_{layer.replace('.', '_')}"
+    attention, _, last = layer.rpartition(".")
+    for prefix in ("text_encoder.text_model.", "text_encoder."):  # transformers 5.6 took text_model out
+        yield prefix + layer
+        if last in _OLD_TEXT:
+            yield f"{prefix}{attention}.{_OLD_TEXT[last]}"
+
+
+def _compvis(layer: str, stride: int, attention: set[str]) -> str:
+    """A layer of the UNet -> CompVis's name. `stride`: blocks of a level on the way up; `attention`: the levels on the
+    way up that have it, as they are numbered."""
+    if layer in _COMPVIS_ENDS:
+        return _COMPVIS_ENDS[layer]
+    if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", layer):
+        number = 2 * int(match[2]) if match[1] == "resnets" else 1
+        return f"middle_block.{number}.{_COMPVIS_LAYERS.get(match[3], match[3])}"
+    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", layer)
+    if not match:
+        return layer
+    down, level, last = match[1] == "down", int(match[2]), match[5]
+    inside = {"resnets": 0, "attentions": 1, "downsamplers": 0, "upsamplers": 1 + (match[2] in attention)}[match[3]]
+    if match[3] == "downsamplers":
+        return f"input_blocks.{stride * (level + 1)}.0.op"
+    number = stride - 1 if match[3] == "upsamplers" else int(match[4])
+    block = f"input_blocks.{stride * level + number + 1}" if down else f"output_blocks.{stride * level + number}"
+    return f"{block}.{inside}.{_COMPVIS_LAYERS.get(last, last)}"
