@@ -16,8 +16,8 @@ from zoo.errors import SettingsError
 class LoraLinear(nn.Module):
     """base(x) + scale * up(down(x)), of which only `down` (r, in) and `up` (out, r) are trained.
 
-    `up` begins at 0, so that training begins where the base was left. Both are fp32 whatever the base is: half-precision
-    weights would lose small updates.
+    `up` begins at 0, so that training begins where the base was left. Both are fp32 whatever the base is, since half
+    precision would lose small updates.
     """
 
     def __init__(self, base: nn.Linear, rank: int, scale: float):
@@ -34,14 +34,12 @@ class LoraLinear(nn.Module):
         return y + self.scale * self.up(self.down(x.to(self.down.weight.dtype))).to(y.dtype)
 
 
-def add_lora(
-    module: nn.Module, targets: Sequence[str], rank: int, alpha: float | None = None
-) -> list[nn.Parameter]:
+def add_lora(module: nn.Module, targets: Sequence[str], rank: int, alpha: float | None = None) -> list[nn.Parameter]:
     """Freezes all of `module` and puts LoRA of that rank around its linear layers -> the parameters to train.
 
-    `targets`: names of layers, or how they end: ("to_q", "to_k", "to_v", "to_out.0") is a UNet's attention. The scale is
-    alpha / rank; None is a scale of 1. Raises SettingsError for a rank below 1, for no such layer, and where there is
-    LoRA already.
+    `targets`: names of layers, or how they end: ("to_q", "to_k", "to_v", "to_out.0") is a UNet's attention. The scale
+    is alpha / rank; None is a scale of 1. Raises SettingsError for a rank below 1, for no such layer, and where there
+    is LoRA already.
     """
     if rank < 1:
         raise SettingsError(f"the rank of a LoRA is 1 or more, not {rank}")

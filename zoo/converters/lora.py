@@ -46,6 +46,7 @@ _COMPVIS_ENDS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
 
@@ -64,10 +65,14 @@ class Delta:
     scale: float
     rows: slice | None = None
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of the matrix."""
+        return torch.Size([len(self.up), *self.down.shape[1:]])
+
     def matrix(self) -> Tensor:
         """The sum to add, fp32, (out, in) or (out, in, h, w)."""
-        product = self.up.float().flatten(1) @ self.down.float().flatten(1)
-        return self.scale * product.unflatten(1, self.down.shape[1:])
+        return self.scale * (self.up.float().flatten(1) @ self.down.float().flatten(1)).reshape(self.shape)
 
 
 def to_ours(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, list[Delta]]:
@@ -75,7 +80,7 @@ def to_ours(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, li
 
     Reads the dialects of PEFT and diffusers ("unet.<layer>.lora_A.weight", ".lora.down.weight"; "text_encoder..."), of
     diffusers before ("...attn1.processor.to_q_lora.down.weight"), of kohya ("lora_unet_<layer>.lora_down.weight" and
-    ".alpha"; "lora_te_..."), whose layers may have CompVis's names too, and what `blocks.lora.lora_state` wrote of ours.
+    ".alpha"; "lora_te_..."), whose layers may have CompVis's names too, and what `blocks.lora.lora_state` wrote.
     The scale is alpha / r, and 1 where there is no alpha. Raises WeightsMismatch for names it does not know, halves
     that do not fit each other, and the kinds that are more than two matrices.
     """
@@ -107,8 +112,8 @@ def _check_kind(state: Mapping[str, Tensor]) -> None:
     for kind, mark in _OTHER_KINDS.items():
         if marked := sorted(filter(mark.search, state)):
             raise WeightsMismatch(
-                f"this file is a {kind}, which zoo does not read ({marked[0]}): take a plain LoRA, or merge it into the "
-                "model with the program that made it"
+                f"this file is a {kind}, which zoo does not read ({marked[0]}): take a plain LoRA, or merge it into "
+                "the model with the program that made it"
             )
 
 

@@ -277,7 +277,9 @@ class StableDiffusion(nn.Module):
             if steps not in (None, sampler.steps):
                 raise SettingsError(f"steps={steps}, and the SamplerConfig says {sampler.steps}: say it once")
             return sampler
-        return SamplerConfig(sampler=sampler or self.config.sampler, steps=steps or self.config.steps)
+        return SamplerConfig(
+            sampler=sampler or self.config.sampler, steps=self.config.steps if steps is None else steps
+        )
 
 
 def _trained(part: nn.Module) -> bool:

@@ -23,7 +23,8 @@ class ConceptTokenizer(ContextTokenizer):
     def __init__(self, base: ContextTokenizer):
         self.base = base
         self.ids: dict[str, list[int]] = {}
-        self._form = re.compile(r"(?!)")
+        self._form = re.compile(r"(?!)")  # finds none, until there are some
+        self._found: list[list[int]] = []
 
     def add(self, token: str, ids: Iterable[int]) -> None:
         """Raises SettingsError for an empty token, one that was added, and one that the vocabulary has as one piece."""
@@ -31,16 +32,17 @@ class ConceptTokenizer(ContextTokenizer):
         if not token:
             raise SettingsError("a concept needs a token to stand for it in prompts, such as <cat-toy>: give its name")
         if token in self.ids or len(self.base.encode(token)) == 1:
-            raise SettingsError(f"there is a token {token!r} already: give the concept another name, such as <{token}1>")
+            raise SettingsError(f"there is a token {token!r} already: give the concept another name")
         self.ids[token] = list(ids)
         longest = sorted(self.ids, key=len, reverse=True)  # <cat-toy>2 before <cat-toy>
-        self._form = re.compile("|".join(map(_whole, longest)), re.IGNORECASE)
+        self._form = re.compile("|".join(f"({_whole(token)})" for token in longest), re.IGNORECASE)
+        self._found = [self.ids[token] for token in longest]
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, without start and end."""
         ids, end = [], 0
         for found in self._form.finditer(text):
-            ids += self._known(text[end : found.start()]) + self.ids[found[0].lower()]
+            ids += self._known(text[end : found.start()]) + self._found[found.lastindex - 1]
             end = found.end()
         return ids + self._known(text[end:]) if ids else self.base.encode(text)
 
