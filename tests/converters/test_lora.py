@@ -5,6 +5,8 @@ The weights' names are those of a Stable Diffusion of version 1's levels and blo
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -184,7 +186,7 @@ def test_unets_of_diffusers(prefix: str, form: str):
 
 
 def test_what_we_write_is_read():
-    model = torch.nn.ModuleDict({"unet": UNET, "text": TEXT})
+    model = deepcopy(torch.nn.ModuleDict({"unet": UNET, "text": TEXT}))
     add_lora(model, ("attn1.to_q", "ff.net.2", "qkv", "mlp.down"), rank=3)
     state = lora_state(model)
     found = to_ours(state, NAMES)

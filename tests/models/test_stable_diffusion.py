@@ -122,10 +122,26 @@ def test_moments_and_contexts_may_be_in_half_precision():
     losses = []
     for dtype in (torch.float32, torch.float16):
         torch.manual_seed(1)
-        given = {"moments": moments(16).to(dtype), "context": torch.randn(16, 9, 12)}
+        given = {"moments": moments(16).to(dtype), "context": torch.randn(16, 9, 12).to(dtype)}
         torch.manual_seed(2)
         losses.append(model(**given)["loss"])
     assert losses[1].dtype == torch.float32 and losses[1] > 0.5
+    seen = Seen(model)
+    torch.manual_seed(2)
+    model(**given)
+    torch.testing.assert_close(seen.context.float(), given["context"].float())
+
+
+def test_weights_of_samples_count_in_the_mean():
+    model = make()
+    given, losses = {"moments": moments(4), "text": captions(4)}, []
+    for weight in (None, [1, 1, 1, 1], [4, 0, 0, 0], [0, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 4], [2, 2, 1, 1]):
+        torch.manual_seed(1)
+        words = {} if weight is None else {"weight": torch.tensor(weight).float()}
+        losses.append(float(model(**given, **words)["loss"].detach()))
+    plain, ones, *each, mixed = losses
+    assert ones == plain == pytest.approx(sum(each) / 4, rel=1e-5)
+    assert mixed == pytest.approx((2 * each[0] + 2 * each[1] + each[2] + each[3]) / 4, rel=1e-5)
 
 
 def test_the_noise_offset_moves_whole_channels():

@@ -191,7 +191,7 @@ class StableDiffusion(nn.Module):
             if context is None:
                 return self.text(torch.where(dropped[:, None], self.empty(text.shape[1], device), text))
             nothing = self.text(self.empty(context.shape[1], device))
-        return torch.where(dropped[:, None, None], nothing.to(context.dtype), context)
+        return torch.where(dropped[:, None, None], nothing, context.to(nothing.dtype))  # a cache may be in fp16
 
     def empty(self, length: int, device: torch.device | str = "cpu") -> Tensor:
         """The tokens of no caption, (1, length)."""
