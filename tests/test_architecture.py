@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "models": {"blocks", "generation", "distributed"},
     "catalog": {"models", "converters", "tokenizers", "data", "metrics", "hub"},
     "auto_loader": {"catalog", "hub", "weights", "devices", "optimization"},
+    "additions": {"weights", "converters", "models", "tokenizers"},
     "training": {"weights", "distributed", "devices"},
     "optimization": set(),
     "cli": ANY,

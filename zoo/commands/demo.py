@@ -18,14 +18,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STEPS, BATCH = 30, 64
-PAINTERS = {"dalle-emoji-tiny": "a DALL-E", "clip-gen-emoji-tiny": "which never saw a caption"}
-CANDIDATES, TEMPERATURE = 8, 0.7
+CANDIDATES = 8
+PAINTERS = {  # what is said of each, and how it draws
+    "dalle-emoji-tiny": ("a DALL-E", {"temperature": 0.7}),
+    "clip-gen-emoji-tiny": ("which never saw a caption", {"temperature": 0.7}),
+    "sd-emoji-tiny": ("a Stable Diffusion", {}),
+}
+EDITOR = "sd-emoji-tiny"
 # Ten concepts of the test split from nine groups, chosen before any model was trained on it.
 CAPTIONS = (
     *("tulip", "cow face", "tomato", "volcano", "oncoming police car"),
     *("candle", "bullseye", "thumbs up", "drooling face", "flag: Brazil"),
 )
 
+EDITS = {"drooling face": "angry face", "cow face": "cat face"}  # a picture of the test split, and what it shall be
 PROMPTS = (*CAPTIONS, "红心", "火山", "旗: 法国", "猫脸")
 
 
@@ -63,10 +69,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"    {in_words(zero_shot(matcher, 'emoji', 'test'))}")
 
     say(5, f"drawing {len(PROMPTS)} prompts, {CANDIDATES} pictures of each; {args.model} says which is best")
-    for name, about in PAINTERS.items():
+    for name, (about, words) in PAINTERS.items():
         picture = args.out / f"{name}.png"
-        draw_prompts(name, matcher, picture)
+        draw_prompts(name, matcher, picture, words)
         print(f"    by {name}, {about}: {picture}")
+    draw_edits(matcher, args.out / "edited.png")
+    print(f"    pictures drawn over and mended by {EDITOR}: {args.out / 'edited.png'}")
 
     folder = new_folder(args.out / "run")
     say(6, f"training a new model of the same size for {STEPS} steps of {BATCH} pairs")
@@ -76,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
     say(7, f"done in {time.monotonic() - start:.0f} s; look at the pictures in {args.out}, then try")
     print('    zoo match YOUR.png --text "a cat" --text "a dog" --plot match.png')
-    print('    zoo generate "a red apple" --n 4 --temperature 0.7')
+    print('    zoo generate "a red apple" --n 4 --model sd-emoji-tiny')
     print("    zoo train clip --run-folder runs/first --steps 500")
     print("    zoo list")
     return 0
@@ -107,7 +115,7 @@ def draw_matches(matcher: Matcher, path: Path) -> Iterator[tuple[str, int, int]]
     beside(maps).save(path)
 
 
-def draw_prompts(name: str, matcher: Matcher, path: Path) -> None:
+def draw_prompts(name: str, matcher: Matcher, path: Path, words: dict) -> None:
     """Draws the best of several pictures of each prompt, by the model of that name, into a file."""
     from zoo import AutoLoader
     from zoo.generation.rerank import clip_score
@@ -115,8 +123,37 @@ def draw_prompts(name: str, matcher: Matcher, path: Path) -> None:
 
     model = AutoLoader("text2img", name, device=matcher.device).get_model()
     rerank = clip_score(matcher.model, matcher.tokenizer, matcher.transform)
-    drawn = model.generate(PROMPTS, candidates=CANDIDATES, rerank=rerank, temperature=TEMPERATURE)
+    drawn = model.generate(PROMPTS, candidates=CANDIDATES, rerank=rerank, **words)
     grid([pictures[0] for pictures in drawn], 7, PROMPTS, cell=96).save(path)
+
+
+def draw_edits(matcher: Matcher, path: Path) -> None:
+    """Pictures it has not seen, drawn over after a prompt, and drawn anew where they are hidden, into a file."""
+    from PIL import Image, ImageDraw
+
+    from zoo import AutoLoader
+    from zoo.data import open_dataset
+    from zoo.pictures import grid
+
+    model = AutoLoader("text2img", EDITOR, device=matcher.device).get_model()
+    dataset = open_dataset("emoji", "test", language=None)
+    rows = {dataset.row(i)["caption_en"]: i for i in range(len(dataset))}
+    pictures, captions = [], []
+    for caption, prompt in EDITS.items():
+        image = dataset[rows[caption]][0].convert("RGB").resize((model.image_size,) * 2)
+        pictures.append(image)
+        captions.append(caption)
+        for strength in (0.5, 0.7):
+            pictures.append(model.generate(prompt, image=image, strength=strength, progress=False)[0][0])
+            captions.append(f"{prompt}, {strength}")
+        mask = Image.new("L", image.size)
+        ImageDraw.Draw(mask).rectangle((0, image.height // 2, image.width, image.height), fill=255)
+        hidden = image.copy()
+        hidden.paste("grey", mask=mask)
+        mended = model.generate(caption, image=image, mask=mask, strength=1.0, progress=False)[0][0]
+        pictures += [hidden, mended]
+        captions += ["hidden", f"{caption}, mended"]
+    grid(pictures, 5, captions, cell=96).save(path)
 
 
 def beside(maps: list[Image]) -> Image:

@@ -17,13 +17,14 @@ EXAMPLES = """\
 examples:
   zoo eval dvae --lpips lpips-vgg16
   zoo eval dvae --model dvae-openai --data emoji --split test
+  zoo eval dvae --model kl-vae-emoji-tiny --lpips lpips-vgg16
 """
 
 
 def register(families: argparse._SubParsersAction, shared: Any, **settings: object) -> None:
     """Adds the family. `shared(parser)` adds the options that all families have."""
     parser = families.add_parser(
-        "dvae", help="pictures through an image tokenizer, a dVAE or a VQGAN, and back", epilog=EXAMPLES, **settings
+        "dvae", help="pictures through a dVAE, VQGAN or KL-VAE, and back", epilog=EXAMPLES, **settings
     )
     parser.add_argument(
         "--lpips",
@@ -48,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
     dataset = open_dataset(args.data, args.split, loader.get_transform(), language=None)
     distance = load_lpips(args.lpips, args.model_dir).to(loader.device) if args.lpips else None
     model = loader.get_model()
+    vocab = getattr(model, "vocab", None)  # a KL-VAE has latents instead of codes
     found = reconstruction(
-        model.encode, model.decode, model.vocab, dataset,
+        model.encode, model.decode, vocab, dataset,
         distance=distance, batch_size=args.batch_size, device=loader.device,
     )  # fmt: skip
     if args.json:
@@ -60,11 +62,12 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{args.model} on {args.data}, {args.split}: {found['pictures']} pictures of {side} x {side} pixels, ", end=""
     )
-    print(f"{grid} x {grid} codes each")
+    print(f"{grid} x {grid} {'codes' if vocab else f'latents of {model.channels} numbers'} each")
     print(f"  PSNR        {found['psnr']:.2f} dB")
     print(f"  LPIPS       {found['lpips']:.4f}" if distance else "  LPIPS       not measured: give --lpips FILE")
-    print(f"  codes used  {round(found['code_usage'] * model.vocab)} of {model.vocab}")
-    print(f"  perplexity  {found['code_perplexity']:.1f} codes")
+    if vocab:
+        print(f"  codes used  {round(found['code_usage'] * vocab)} of {vocab}")
+        print(f"  perplexity  {found['code_perplexity']:.1f} codes")
     if not distance:
         print(f"\n{HOW_TO_GET}.")
     return 0

@@ -56,6 +56,9 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
         metavar="FILE",
         help="write the pictures so far to this file, row by row or step by step",
     )
+    added = parser.add_argument_group("what is added to Stable Diffusion")
+    added.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="a LoRA; may be repeated")
+    added.add_argument("--concept", action="append", default=[], metavar="FILE", help="a word of textual inversion")
     parser.add_argument("--batch-size", type=int, metavar="N", help="pictures at a time (default: all)")
     add_model_options(parser)
     parser.set_defaults(run=run, model=TINY)
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     loader = AutoLoader("text2img", args.model, args.model_dir, args.weights, args.device)
     model = loader.get_model()
+    add_files(model, args.lora, args.concept)
     words = draw_words(args, model, "size", "strength", "image", "mask", "first_rows")
     for name in words.keys() & {"image", "mask"}:
         words[name] = open_image(words[name])
@@ -98,6 +102,25 @@ def size(text: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is no size like 512x768")
     return int(width), int(height)
+
+
+def add_files(model: object, loras: list[str], concepts: list[str]) -> None:
+    """Adds what --lora and --concept name; says by which token a concept is called. Raises SettingsError for a model of
+    another kind."""
+    if not (loras or concepts):
+        return
+    from zoo.additions import add_concept, add_lora
+    from zoo.errors import SettingsError
+    from zoo.models.stable_diffusion import StableDiffusion
+
+    if not isinstance(model, StableDiffusion):
+        raise SettingsError(f"--lora and --concept are for Stable Diffusion, not for {type(model).__name__}")
+    for file in concepts:
+        print(f"{file}: say {add_concept(model, file)} in a prompt")
+    for text in loras:
+        file, colon, scale = text.rpartition(":")
+        scaled = colon and re.fullmatch(r"-?\d*\.?\d+", scale)
+        add_lora(model, file if scaled else text, float(scale) if scaled else 1.0)
 
 
 def save(picture: Image, folder: Path, prompt: str) -> Path:
