@@ -6,6 +6,7 @@ B samples, C latent channels, h w latents, H W pixels, T tokens, D width of the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from zoo.models.vqgan import VqganConfig
 if TYPE_CHECKING:
     from PIL import Image
 
+logger = logging.getLogger("zoo.models")
 OPENAI_TEXT = TextConfig(width=768, depth=12, heads=12)
 
 
@@ -230,6 +232,7 @@ class StableDiffusion(nn.Module):
         rerank: Score | None = None,
         candidates: int | None = None,
         preview: Callable[[int, Tensor], None] | None = None,
+        check: Callable[[Tensor], Tensor] | None = None,
         batch_size: int | None = None,
         progress: bool = True,
     ) -> list[list[Image.Image]]:
@@ -242,7 +245,9 @@ class StableDiffusion(nn.Module):
 
         `image`, of that size, to begin with, noised by `strength`: 0 gives it back, 1 leaves nothing of it. `mask`: 1,
         or white, where to draw anew. `preview(step, pictures so far (B, 3, H, W))` is told after each step.
-        `seed`, `candidates`, `rerank`, `batch_size`: see `zoo.generation.text_to_image.generate`. Raises SettingsError.
+        `check(pictures (B, 3, H, W))` -> whether each should not be shown, (B,), which is then black; it is asked only
+        if it is given, see `zoo.models.safety_checker`. `seed`, `candidates`, `rerank`, `batch_size`: see
+        `zoo.generation.text_to_image.generate`. Raises SettingsError.
         """
         drawing = Drawing(
             sampler=self._sampler(sampler, steps),
@@ -255,7 +260,8 @@ class StableDiffusion(nn.Module):
         reader = PromptReader(self, skip)
 
         def pictures(texts: list[str], seeds: list[int]) -> Tensor:
-            return self.draw(texts, seeds, negative, drawing, sketch, reader)
+            drawn = self.draw(texts, seeds, negative, drawing, sketch, reader)
+            return drawn if check is None else hidden(drawn, check(drawn))
 
         words = {"candidates": candidates, "rerank": rerank, "batch_size": batch_size, "progress": progress}
         with torch.inference_mode():
@@ -280,6 +286,13 @@ class StableDiffusion(nn.Module):
         return SamplerConfig(
             sampler=sampler or self.config.sampler, steps=self.config.steps if steps is None else steps
         )
+
+
+def hidden(pictures: Tensor, hide: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W), and whether each should not be shown -> the same, those black. The log says how many."""
+    if hide.any():
+        logger.warning("%d of %d pictures are black: check= found that they should not be shown", hide.sum(), len(hide))
+    return pictures.masked_fill(hide.to(pictures.device)[:, None, None, None], 0.0)
 
 
 def _trained(part: nn.Module) -> bool:
