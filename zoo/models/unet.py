@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -207,17 +208,17 @@ class Level(nn.Module):
         self.upsamplers: nn.ModuleList | None = None
         self.checkpointing = False
 
-    def block(self, number: int, x: Tensor, time: Tensor, contexts: dict) -> Tensor:
-        """The residual block of that number, and the transformer after it."""
+    def block(self, number: int, x: Tensor, time: Tensor, context: Tensor | list[KeysValues]) -> Tensor:
+        """The residual block of that number, and the transformer after it, which reads the context, or its own of the
+        keys and values."""
         if self.checkpointing and self.training:
-            return recompute(self, number, x, time, contexts, call=self._block)
-        return self._block(number, x, time, contexts)
+            return recompute(self, number, x, time, context, call=self._block)
+        return self._block(number, x, time, context)
 
-    def _block(self, number: int, x: Tensor, time: Tensor, contexts: dict) -> Tensor:
+    def _block(self, number: int, x: Tensor, time: Tensor, context: Tensor | list[KeysValues]) -> Tensor:
         x = self.resnets[number](x, time)
         if number < len(self.attentions):
-            attention = self.attentions[number]
-            x = attention(x, contexts.get(attention, contexts.get(None)))
+            x = self.attentions[number](x, context if isinstance(context, Tensor) else context[number])
         return x
 
 
@@ -260,36 +261,37 @@ class UNet(nn.Module):
             if isinstance(module, Level):
                 module.checkpointing = enable
 
-    def keys_values(self, context: Tensor) -> dict[nn.Module, KeysValues]:
+    def keys_values(self, context: Tensor) -> list[list[KeysValues]]:
         """Context (B, T, context) -> what `forward` takes in its place: the keys and values of each transformer block,
-        which do not change from step to step."""
-        levels = [*self.down_blocks, *([self.mid_block] if self.mid_block else []), *self.up_blocks]
-        return {
-            attention: [block.attn2.keys_values(context) for block in attention.transformer_blocks]
+        level by level, which do not change from step to step."""
+        levels = [*self.down_blocks, *([] if self.mid_block is None else [self.mid_block]), *self.up_blocks]
+        return [
+            [[block.attn2.keys_values(context) for block in part.transformer_blocks] for part in level.attentions]
             for level in levels
-            for attention in level.attentions
-        }
+        ]
 
-    def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor | dict[nn.Module, KeysValues]) -> Tensor:
+    def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor | list[list[KeysValues]]) -> Tensor:
         """Noised latents (B, channels, h, w), timesteps (B,) or one of all, and the context (B, T, context), or what
         `keys_values` made of it -> what the noise schedule's prediction names, (B, out, h, w)."""
-        contexts = context if isinstance(context, dict) else {None: context}
+        known = repeat(context) if isinstance(context, Tensor) else iter(context)  # for each level
         time = F.silu(self.time_embedding(timesteps.reshape(-1)))  # (B or 1, 4 width)
         x = self.conv_in(latents)
         kept = [x]
         for level in self.down_blocks:
+            own = next(known)
             for number in range(len(level.resnets)):
-                x = level.block(number, x, time, contexts)
+                x = level.block(number, x, time, own)
                 kept.append(x)
             if level.downsamplers is not None:
                 x = level.downsamplers[0](x)
                 kept.append(x)
         if self.mid_block is not None:
-            x = self.mid_block.block(0, x, time, contexts)
-            x = self.mid_block.block(1, x, time, contexts)
+            own = next(known)
+            x = self.mid_block.block(1, self.mid_block.block(0, x, time, own), time, own)
         for level in self.up_blocks:
+            own = next(known)
             for number in range(len(level.resnets)):
-                x = level.block(number, torch.cat([x, kept.pop()], 1), time, contexts)
+                x = level.block(number, torch.cat([x, kept.pop()], 1), time, own)
             if level.upsamplers is not None:
                 x = level.upsamplers[0](x, kept[-1].shape[-2:])
         return self.conv_out(F.silu(self.conv_norm_out(x)))
