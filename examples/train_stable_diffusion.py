@@ -7,14 +7,17 @@
     python examples/train_stable_diffusion.py --model stable-diffusion-v1-5 --pairs pairs.tsv --lora 16 --lr 1e-4
     python examples/train_stable_diffusion.py --model stable-diffusion-v1-5 --instance my_dog --train-text \\
         --instance-prompt "a photo of sks dog" --prior dogs --prior-prompt "a photo of a dog" --lr 2e-6 \\
-        --caption-dropout 0 --min-snr 0 --steps 800                  # DreamBooth (Ruiz et al. 2023)
+        --caption-dropout 0 --min-snr 0 --steps 800                 # DreamBooth (Ruiz et al. 2023)
+    zoo launch --hostfile hostfile examples/train_stable_diffusion.py @examples/stable_diffusion_cc256.txt \\
+        --pairs cc3m.tsv --pictures cc3m --batch-size 32            # Conceptual Captions on 4 machines of 8 GPUs; on 8,
+                                                                    # 16, 32 of them batches of 16, 8, 4
 
 A tenth of the captions are left out, so that guidance works. Latents are computed on the fly, once (--cache once), or
 by `zoo data encode` (--cache FILE). At each evaluation the run folder gets samples/STEP.png, drawn by all ranks with
 the model that is trained. Start the same command again and it goes on. The run folder is loaded by
 AutoLoader("text2img", "stable-diffusion", weights=FOLDER); with --lora it also gets lora.safetensors, as diffusers
-reads it, which the weights beside it hold already. Options may stand in a file, a word or more a line:
-@stable_diffusion_cc256.txt.
+reads it, which the weights beside it hold already. Options may stand in a file, as in the last command; of two, the
+later holds.
 
 `zoo info sd-emoji-tiny` says with which options that model was trained.
 """

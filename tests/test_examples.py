@@ -23,9 +23,10 @@ from PIL import Image
 from zoo import AutoLoader, weights
 from zoo.cli import main
 from zoo.commands.autoencoders import draw_reconstructions
-from zoo.errors import DataError
+from zoo.errors import DataError, SettingsError
 from zoo.models.dvae import Dvae, DvaeConfig
 from zoo.models.kl_vae import KlVae, KlVaeConfig
+from zoo.models.text_encoder import text_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -460,3 +461,189 @@ def test_what_kl_vae_training_leaves_is_a_kl_vae(kl_vae):
     latents = model.encode(torch.rand(1, 3, 32, 32))
     assert latents.shape == (1, 3, 16, 16) and model.decode(latents).shape == (1, 3, 32, 32)
     assert [path.name for path in sorted((kl_vae / "samples").iterdir())] == ["000004.png", "000008.png"]
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory) -> list[str]:
+    """Pairs whose pictures no crop changes: of the VAE's size."""
+    folder, chance = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
+    rows = ["title\tfilepath"]
+    for i in range(12):
+        Image.fromarray(chance.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+        rows.append(f"square number {i}\t{i}.png")
+    (folder / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    return ["--pairs", str(folder / "pairs.tsv"), "--pictures", str(folder)]
+
+
+def sd_settings(kl_vae: Path, folder: str, *data: str) -> list[str]:
+    sizes = ["--vae", str(kl_vae), *"--widths 8 12 --attention 1 --heads 2 --groups 4".split()]
+    kept = "--steps 6 --batch-size 4 --log-interval 1 --save-interval 3 --eval-interval 3".split()
+    return [*data, *sizes, "--run-folder", folder, *kept]
+
+
+@pytest.fixture(scope="module")
+def diffusion(kl_vae, squares, tmp_path_factory) -> Path:
+    """What train_stable_diffusion.py left."""
+    folder = tmp_path_factory.mktemp("diffusion")
+    run("train_stable_diffusion.py", *sd_settings(kl_vae, "run", *squares), cwd=folder)
+    return folder / "run"
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in lines(folder)]
+
+
+def test_stable_diffusion_training_that_was_suspended_ends_in_the_same_weights(kl_vae, squares, diffusion, tmp_path):
+    settings = sd_settings(kl_vae, "run", *squares)
+    run("train_stable_diffusion.py", *settings, "--simulate-suspend", "4", cwd=tmp_path, code=75)
+    assert lines(tmp_path / "run")[-1]["step"] == 4
+    run("train_stable_diffusion.py", *settings, cwd=tmp_path)
+    whole, parts = weights.read(diffusion), weights.read(tmp_path / "run")
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert losses(diffusion) == losses(tmp_path / "run") and len(losses(diffusion)) == 6
+
+
+def test_what_stable_diffusion_training_leaves_is_loaded_by_name_and_draws(kl_vae, diffusion):
+    assert [path.name for path in sorted((diffusion / "samples").iterdir())] == ["000003.png", "000006.png"]
+    model = AutoLoader("text2img", "stable-diffusion", weights=diffusion).get_model()
+    ((picture,),) = model.generate("square number 1", steps=2, progress=False)
+    assert picture.size == (32, 32)
+    assert (model.config.caption_dropout, model.config.noise.prediction) == (0.1, "v")
+    before = weights.read(kl_vae)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.vae.state_dict().items())
+    clip = AutoLoader("txt_img_matching", "clip-emoji-tiny")
+    text = text_of(clip.get_model()).state_dict()
+    assert all(torch.equal(tensor, text[name]) for name, tensor in model.text.state_dict().items())
+    tokens = clip.get_tokenizer().tokenize_as_tensor(["红心"])
+    assert torch.equal(model.tokenizer.tokenize_as_tensor(["红心"]), tokens)
+    scale = model.config.vae.scale  # measured: latents of unit spread
+    latents = torch.randn(9, 3, 32, 32).mul(0.3).add(0.5).clamp(0, 1)
+    assert 0.2 < float(scale * model.vae.encode(latents, torch.randn(9, 3, 16, 16)).std()) < 5 and scale != 1
+
+
+def encode_moments(kl_vae: Path, squares: list[str], out: Path, *more: str) -> None:
+    words = ["--model", "kl-vae", "--weights", str(kl_vae), *squares, *more, "--out", str(out)]
+    assert main(["data", "encode", *words]) == 0
+
+
+def test_stable_diffusion_learns_the_same_from_pictures_and_from_what_is_known_of_them(
+    kl_vae, squares, diffusion, tmp_path
+):
+    encode_moments(kl_vae, squares, tmp_path / "moments.safetensors")
+    encode_moments(kl_vae, squares, tmp_path / "both.safetensors", "--matcher", "clip-emoji-tiny")
+    state = weights.read(tmp_path / "both.safetensors")
+    assert state["moments"].dtype == state["contexts"].dtype == torch.float16
+    assert state["moments"].shape == (12, 6, 16, 16) and len(state["contexts"]) == 12
+    for name in ("once", "moments.safetensors", "both.safetensors"):
+        settings = sd_settings(kl_vae, f"run-{name}", *squares)
+        run("train_stable_diffusion.py", *settings, "--cache", name, cwd=tmp_path)
+        assert losses(tmp_path / f"run-{name}") == pytest.approx(losses(diffusion), rel=1e-3)
+
+
+def test_stable_diffusion_refuses_a_file_by_another_vae_or_text_tower(kl_vae, squares, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encode_moments(kl_vae, squares, tmp_path / "both.safetensors", "--matcher", "clip-emoji-tiny")
+    train = script("train_stable_diffusion").main
+    settings = [*sd_settings(kl_vae, "run", *squares), "--cache", "both.safetensors"]
+    other = weights.read(kl_vae)
+    first = next(iter(other))
+    weights.write(other | {first: other[first] + 1e-3}, tmp_path / "vae/model.safetensors")
+    (tmp_path / "vae/config.json").write_text((kl_vae / "config.json").read_text())
+    with pytest.raises(DataError, match="these moments were made with another image tokenizer"):
+        train([*settings, "--vae", str(tmp_path / "vae")])
+    clip = AutoLoader("txt_img_matching", "clip-emoji-tiny")
+    state = clip.get_model().state_dict()
+    weights.write(state | {"text.embed.weight": state["text.embed.weight"] + 1e-3}, tmp_path / "clip/model.safetensors")
+    (tmp_path / "clip/config.json").write_text(json.dumps(clip.config))
+    weights.copy_file(clip.tokenizer_files()["merges.txt.gz"], tmp_path / "clip/merges.txt.gz")
+    with pytest.raises(DataError, match="contexts in this file are by another text tower"):
+        train([*settings, "--text", str(tmp_path / "clip")])
+
+
+def test_stable_diffusion_learns_the_same_on_every_engine(kl_vae, squares, tmp_path):
+    """On as many processes: each draws noise of its own."""
+    ways = {"ddp": ["pytorchDDP"], "zero2": ["deepspeed"], "zero3": ["deepspeed", "--deepspeed-config", "zero3"]}
+    for name, way in ways.items():
+        settings = [*sd_settings(kl_vae, name, *squares), "--steps", "3", "--num-gpus", "2", "--batch-size", "2"]
+        run("train_stable_diffusion.py", *settings, "--env-type", *way, cwd=tmp_path)
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "ddp"), rel=1e-4)
+        assert len(losses(tmp_path / name)) == 3 and (tmp_path / name / "samples/000003.png").exists()
+    ddp, zero3 = (weights.read(tmp_path / name) for name in ("ddp", "zero3"))
+    assert ddp.keys() == zero3.keys()
+    assert all(torch.allclose(ddp[name], zero3[name], atol=1e-4) for name in ddp)
+
+
+def test_lora_is_written_for_others_and_added_to_the_weights(squares, diffusion, tmp_path):
+    settings = ["--model", str(diffusion), "--lora", "3", "--run-folder", "run", "--steps", "4", "--batch-size", "4"]
+    run("train_stable_diffusion.py", *squares, *settings, "--simulate-suspend", "2", cwd=tmp_path, code=75)
+    run("train_stable_diffusion.py", *squares, *settings, cwd=tmp_path)
+    run("train_stable_diffusion.py", *squares, *settings, cwd=tmp_path)  # it is done: nothing changes
+    base, merged, lora = (weights.read(p) for p in (diffusion, tmp_path / "run", tmp_path / "run/lora.safetensors"))
+    assert base.keys() == merged.keys()
+    layers = {name.rpartition(".lora_")[0] for name in lora}
+    ends = ("to_q", "to_k", "to_v", "to_out.0")
+    assert layers == {name[:-7] for name in base if name.startswith("unet.") and name[:-7].endswith(ends)}
+    changed = 0
+    for name, before in base.items():
+        if name[:-7] in layers and name.endswith(".weight"):
+            down, up = lora[f"{name[:-7]}.lora_A.weight"], lora[f"{name[:-7]}.lora_B.weight"]
+            assert down.shape == (3, before.shape[1]) and up.shape == (before.shape[0], 3)
+            torch.testing.assert_close(merged[name], before + up @ down)
+            changed += bool(up.any())
+        else:
+            assert torch.equal(merged[name], before), name
+    assert changed == len(layers) > 5
+    assert AutoLoader("text2img", "stable-diffusion", weights=tmp_path / "run").get_model().inpaints is False
+
+
+def test_dreambooth_learns_a_thing_beside_its_kind_and_the_text_tower_if_asked(pictures, squares, diffusion, tmp_path):
+    kind = squares[-1]
+    settings = ["--model", str(diffusion), "--instance", str(pictures), "--instance-prompt", "a sks square"]
+    settings += ["--prior", kind, "--prior-prompt", "a square", "--caption-dropout", "0"]
+    before = weights.read(diffusion)
+    for name, more in {"unet": [], "both": ["--train-text"]}.items():
+        kept = ["--run-folder", name, "--steps", "2", "--batch-size", "3", *more]
+        run("train_stable_diffusion.py", *settings, *kept, cwd=tmp_path)
+        after = weights.read(tmp_path / name)
+        changed = {key.partition(".")[0] for key, tensor in after.items() if not torch.equal(tensor, before[key])}
+        assert changed == ({"unet", "text"} if more else {"unet"})
+
+
+def test_pictures_of_any_shape_are_batched_with_their_like_and_suspended_runs_go_on(kl_vae, tmp_path):
+    folder, rows, chance = tmp_path / "shapes", ["title\tfilepath"], np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(24):
+        shape = [(32, 48), (48, 32), (40, 40)][i % 3]
+        Image.fromarray(chance.integers(0, 256, (*shape, 3), np.uint8)).save(folder / f"{i}.png")
+        rows.append(f"number {i}\t{i}.png")
+    (folder / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    data = ["--pairs", str(folder / "pairs.tsv"), "--pictures", str(folder), "--buckets", "--size", "32"]
+    run("train_stable_diffusion.py", *sd_settings(kl_vae, "whole", *data), cwd=tmp_path)
+    parts = sd_settings(kl_vae, "parts", *data)
+    run("train_stable_diffusion.py", *parts, "--simulate-suspend", "4", cwd=tmp_path, code=75)
+    run("train_stable_diffusion.py", *parts, cwd=tmp_path)
+    a, b = (weights.read(tmp_path / name) for name in ("whole", "parts"))
+    assert all(torch.equal(a[name], b[name]) for name in a) and losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--lora 4", "give --model"),
+        ("--model m --lora 4 --train-text", "of the UNet alone"),
+        ("--instance folder", "prompt too"),
+        ("--prior folder --prior-prompt x", "beside --instance"),
+        ("--cache once --buckets", "not with --buckets"),
+        ("--instance f --instance-prompt x --buckets", "not for --instance"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: str, said: str):
+    with pytest.raises(SettingsError, match=said):
+        script("train_stable_diffusion").parse(options.split())
+
+
+def test_options_may_stand_in_a_file():
+    parse = script("train_stable_diffusion").parse
+    args = parse([f"@{EXAMPLES / 'stable_diffusion_cc256.txt'}", "--lr", "1e-5"])
+    assert args.widths == [192, 384, 576, 960] and args.steps == 240_000 and args.lr == 1e-5
+    assert vars(parse([])) | {"run_folder": None} == vars(parse(["--run-folder", "x"])) | {"run_folder": None}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from zoo import catalog, hub
@@ -39,6 +39,7 @@ DTYPES = {
 }
 # Where Hugging Face folders keep what a model's config.json does not say: mean, std, resizing.
 PREPROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER = "tokenizer"  # the folder of a tokenizer's files, in a folder of several networks
 
 
 class AutoLoader:
@@ -140,7 +141,7 @@ class AutoLoader:
 
             if not self.weights and self.card.config_file:
                 hub.fetch(self.card.config_file, self.folder)
-            path = self.weights or fetch_weights(self.card, self.folder)[1]
+            path = self.weights or self._fetched()
             card_says = self.card.config or {}
             # What the files say comes before what the card says, so that a difference is seen below.
             config = {**card_says, **_preprocessor_config(path), **weights.read_config(path)}
@@ -153,11 +154,19 @@ class AutoLoader:
             self._converted = state, config
         return self._converted
 
+    def _fetched(self) -> Path:
+        """The card's weights on this machine; of several files, the folder that they are in."""
+        file, path = fetch_weights(self.card, self.folder)
+        in_parts = self.card.parts and file is self.card.files[0]
+        return path.parents[len(PurePath(file.name).parts) - 1] if in_parts else path
+
     def _beside_weights(self) -> Iterator[tuple[str, Path]]:
-        """The files beside `weights` by name, those of the card also where it names them in a folder below."""
+        """The files beside `weights` by name, those of the card also where it names them in a folder below, and those
+        of a tokenizer's folder."""
         if self.weights:
             folder = self.weights if self.weights.is_dir() else self.weights.parent
-            names = {path.name for path in folder.iterdir()} | {file.name for file in self.card.files}
+            below = {f"{TOKENIZER}/{path.name}" for path in (folder / TOKENIZER).glob("*")}
+            names = {path.name for path in folder.iterdir()} | {file.name for file in self.card.files} | below
             yield from ((name, folder / name) for name in sorted(names) if (folder / name).is_file())
 
 

@@ -6,7 +6,17 @@ import torch
 from zoo import weights
 from zoo.cli import main
 from zoo.data import open_dataset, unit_transform
-from zoo.data.codes import CodesDataset, check_codes, check_embeddings, codes_collate, encode_dataset, fingerprint
+from zoo.data.codes import (
+    CodesDataset,
+    Texts,
+    check_codes,
+    check_contexts,
+    check_embeddings,
+    check_moments,
+    codes_collate,
+    encode_dataset,
+    fingerprint,
+)
 from zoo.errors import DataError
 from zoo.models.dvae import Dvae, DvaeConfig
 
@@ -89,6 +99,40 @@ def test_embeddings_of_another_matcher_or_of_other_pictures_are_refused():
     for state, says, asked in wrong:
         with pytest.raises(DataError, match="no embeddings by this CLIP.*--matcher NAME"):
             check_embeddings(state, says, codes, asked)
+
+
+def test_moments_of_another_vae_or_of_other_pictures_are_refused():
+    vae, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    moments, about = torch.zeros(3, 8, 4, 4), {"tokenizer": fingerprint(vae)}
+    assert check_moments({"moments": moments}, about, range(3), vae) is moments
+    with pytest.raises(DataError, match="moments of 3 pictures, and the data set has 4"):
+        check_moments({"moments": moments}, about, range(4), vae)
+    with pytest.raises(DataError, match="these moments were made with another"):
+        check_moments({"moments": moments}, about, range(3), other)
+    with pytest.raises(DataError, match="no moments in this file, but codes"):
+        check_moments({"codes": moments}, about, range(3), vae)
+
+
+def test_contexts_are_by_this_text_tower_of_these_captions_or_refused():
+    text, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    contexts, about = torch.zeros(3, 9, 4), {"text": fingerprint(text), "language": "en"}
+    assert check_contexts({"contexts": contexts}, about, "en", text) is contexts
+    assert check_contexts({"moments": contexts}, about, "en", text) is None  # a file may have none
+    with pytest.raises(DataError, match="by another text tower"):
+        check_contexts({"contexts": contexts}, about, "en", other)
+    for language, said in (("both", "captions in en, not of both"), (None, "captions in en, not of a table")):
+        with pytest.raises(DataError, match=said):
+            check_contexts({"contexts": contexts}, about, language, text)
+
+
+def test_captions_are_encoded_too_and_pictures_are_not_asked_for():
+    pairs = [(None, torch.tensor([i, i + 1])) for i in range(5)]
+    found = encode_dataset(
+        pairs, {"contexts": lambda tokens: tokens.double() / 2}, batch_size=2, progress=False, part=1
+    )
+    assert found["contexts"].tolist() == [[i / 2, (i + 1) / 2] for i in range(5)]
+    texts = Texts(pairs)
+    assert len(texts) == 5 and texts[3].tolist() == [3, 4]
 
 
 def test_the_command_writes_what_training_reads(model, tmp_path, capsys):

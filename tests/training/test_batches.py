@@ -82,6 +82,40 @@ def test_an_update_sees_the_same_samples_however_it_is_cut(samples):
         assert updates(world_size, micro) == expected
 
 
+GROUPS = torch.tensor([i % 7 % 3 for i in range(50)])  # 22, 14 and 14 samples
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 4), (2, 2), (4, 1)])
+def test_samples_of_a_group_are_batched_together(world_size, batch_size):
+    ranks = [EpochSampler(50, batch_size, 3, rank=r, world_size=world_size, groups=GROUPS) for r in range(world_size)]
+    assert {sampler.per_epoch for sampler in ranks} == {22 // 4 + 14 // 4 + 14 // 4}
+    stop = 12 * ranks[0].per_epoch
+    rows = list(zip(*(sampler.between(0, stop) for sampler in ranks), strict=True))
+    together = [(row[0][0], [i for _, part in row for i in part]) for row in rows]
+    assert together == list(EpochSampler(50, 4, 3, groups=GROUPS).between(0, stop))
+    assert all(len(set(GROUPS[numbers].tolist())) == 1 and len(set(numbers)) == 4 for _, numbers in together)
+    for epoch in range(12):
+        seen = [i for at, numbers in together if at == epoch for i in numbers]
+        assert len(seen) == len(set(seen)) == 44
+    assert {i for _, numbers in together for i in numbers} == set(range(50))  # what is left out is not always the same
+    groups = [int(GROUPS[numbers[0]]) for at, numbers in together if at == 0]
+    assert groups != sorted(groups)
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_any_position_among_groups_can_be_returned_to(micro):
+    sampler = EpochSampler(50, 4, 1, micro=micro, groups=GROUPS)
+    assert sampler.per_epoch == 11 // micro * micro
+    whole = list(sampler.between(0, 40))
+    for start in (1, 9, 11, 25):
+        assert list(EpochSampler(50, 4, 1, micro=micro, groups=GROUPS).between(start, 40)) == whole[start:]
+
+
+def test_groups_that_are_all_smaller_than_a_batch_are_refused():
+    with pytest.raises(EmptyDataset, match="no group has the 32 samples"):
+        EpochSampler(50, 32, 1, groups=GROUPS)
+
+
 def test_evaluation_shares_are_equal_and_disjoint():
     ranks = [list(even_batches(21, 4, rank=r, world_size=2)) for r in range(2)]
     for (_, first), (_, second) in zip(*ranks, strict=True):

@@ -5,17 +5,31 @@ A new checkpoint of a known family is one more row in the family's file; a new f
 
 from __future__ import annotations
 
-from zoo.catalog import clip, clip_bert, clip_emoji, clip_gen, dalle, dalle_mini, dvae, lpips, vqgan
+from zoo.catalog import (
+    alt_diffusion,
+    clip,
+    clip_bert,
+    clip_emoji,
+    clip_gen,
+    dalle,
+    dalle_mini,
+    dvae,
+    kl_vae,
+    lpips,
+    safety_checker,
+    stable_diffusion,
+    vqgan,
+)
 from zoo.catalog.card import Card
 from zoo.errors import UnknownModel, UnknownTask, nearest
 
 __all__ = ["TASKS", "Card", "cards", "find", "list_models"]
 
-TASKS = ("txt_img_matching", "text2img", "img_tokenizing", "img_comparing")
+TASKS = ("txt_img_matching", "text2img", "img_tokenizing", "img_comparing", "img_checking")
 CARDS: tuple[Card, ...] = (
     *(clip_emoji.CARDS + clip.CARDS + clip_bert.CARDS),
-    *(dalle.CARDS + dalle_mini.CARDS + clip_gen.CARDS),
-    *(dvae.CARDS + vqgan.CARDS + lpips.CARDS),
+    *(dalle.CARDS + dalle_mini.CARDS + clip_gen.CARDS + stable_diffusion.CARDS + alt_diffusion.CARDS),
+    *(dvae.CARDS + vqgan.CARDS + kl_vae.CARDS + lpips.CARDS + safety_checker.CARDS),
 )
 
 

@@ -6,6 +6,7 @@ What a file is, its first bytes say, not its name. Nothing in a file is ever exe
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,27 @@ KNOWN_NAMES = (
     "pytorch_model.bin.index.json",
     "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.bin.index.json",
+    "model.fp16.safetensors",
+    "model.safetensors.index.fp16.json",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.safetensors.index.fp16.json",
+    "pytorch_model.fp16.bin",
+    "diffusion_pytorch_model.fp16.bin",
     "flax_model.msgpack",
 )
+# A folder of folders, as diffusers writes it: the networks that are read, each from its own, and what says that it is.
+NETWORKS = ("text_encoder", "unet", "vae")
+FOLDER_INDEX = "model_index.json"
 OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 CONFIGS = ("config.json", "open_clip_config.json")
+FOLDER_CONFIGS = {  # files of a folder of folders that say something; of one entry the last is believed
+    "text_encoder": ("config.json",),
+    "unet": ("config.json",),
+    "vae": ("config.json",),
+    "scheduler": ("scheduler_config.json",),
+    "tokenizer": ("tokenizer_config.json", "special_tokens_map.json"),
+}
 
 _OTHER_KINDS = (  # how a file that holds no weights starts, and what to do about it
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself; run `git lfs pull` in that folder"),
@@ -59,11 +77,14 @@ def read(path: str | Path) -> dict[str, Tensor]:
     arrays, the index of a sharded checkpoint, or a folder with one of them: the first of KNOWN_NAMES, else its only
     *.safetensors, else its only file with one of OTHER_SUFFIXES. Nested dicts are flattened, {"state_dict": {"x":
     tensor}} -> "state_dict.x", and flax's to "state_dict/x"; a TorchScript archive gives parameters and buffers,
-    "visual.conv1.weight"; all that is no tensor is left out.
+    "visual.conv1.weight"; all that is no tensor is left out. A folder as diffusers writes it gives those of its
+    NETWORKS, "unet.conv_in.weight".
     Raises UnreadableWeights, and UnsafePickle for a pickle that asks for more than tensors.
     """
+    if networks := _networks(Path(path)):
+        return {f"{name}.{key}": tensor for name, folder in networks.items() for key, tensor in read(folder).items()}
     path = find(path)
-    state = _read_shards(path) if path.name.endswith(".index.json") else _read_file(path)
+    state = _read_shards(path) if INDEX.search(path.name) else _read_file(path)
     if not state:
         raise UnreadableWeights(f"{path} holds no tensors")
     return state
@@ -89,6 +110,19 @@ def find(path: str | Path) -> Path:
     names = sorted(file.name + "/" * file.is_dir() for file in path.iterdir())
     held = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     raise UnreadableWeights(f"{path} holds no weights, only: {held or 'nothing'}")
+
+
+def _networks(path: Path) -> dict[str, Path]:
+    """The networks of a folder of folders, {} for anything else; a file of weights beside them comes first where no
+    FOLDER_INDEX says what the folder is."""
+    if not path.is_dir() or (_holds_weights(path) and not (path / FOLDER_INDEX).is_file()):
+        return {}
+    return {name: path / name for name in NETWORKS if _holds_weights(path / name)}
+
+
+def _holds_weights(folder: Path) -> bool:
+    known = (*KNOWN_NAMES, ".safetensors", *OTHER_SUFFIXES)
+    return folder.is_dir() and any(file.name.endswith(known) and file.is_file() for file in folder.iterdir())
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -159,9 +193,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     It is the config.json or open_clip_config.json in the folder, or beside the file (an open_clip file prefers the
     latter), updated with the entry "config" in the metadata of a safetensors file, where `write` puts it.
+    Of a folder as diffusers writes it, those of its folders, as {"diffusers": {"unet": {...}, ...}}.
     Raises UnreadableWeights where one is damaged.
     """
     path = Path(path)
+    if _networks(path):
+        return {"diffusers": {name: _read_folder_config(path / name) for name in FOLDER_CONFIGS}}
     folder = path if path.is_dir() else path.parent
     try:
         weights = find(path)
@@ -171,6 +208,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     beside = [folder / name for name in preferred if (folder / name).is_file()]
     config = _read_json(beside[0]) if beside else {}
     return config | (_written_config(weights) if weights else {})
+
+
+def _read_folder_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    for name in FOLDER_CONFIGS[folder.name]:
+        config |= _read_json(folder / name) if (folder / name).is_file() else {}
+    return config
 
 
 def _written_config(path: Path) -> dict[str, Any]:
