@@ -22,7 +22,11 @@ setup(
     # the configs, which a Trainer takes by name.
     packages=[*find_packages(include=["zoo", "zoo.*"]), "zoo.examples", "zoo.deepspeed_configs"],
     package_dir={"zoo.examples": "examples", "zoo.deepspeed_configs": "deepspeed_configs"},
-    package_data={"zoo": ["py.typed", "assets/**"], "zoo.deepspeed_configs": ["*.json"]},
+    package_data={
+        "zoo": ["py.typed", "assets/**"],
+        "zoo.deepspeed_configs": ["*.json"],
+        "zoo.examples": ["*.txt"],
+    },
     install_requires=[
         "accelerate",
         "deepspeed",

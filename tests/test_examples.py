@@ -613,11 +613,11 @@ def test_pictures_of_any_shape_are_batched_with_their_like_and_suspended_runs_go
     folder, rows, chance = tmp_path / "shapes", ["title\tfilepath"], np.random.default_rng(0)
     folder.mkdir()
     for i in range(24):
-        shape = [(32, 48), (48, 32), (40, 40)][i % 3]
+        shape = [(32, 60), (70, 32), (40, 40)][i % 3]
         Image.fromarray(chance.integers(0, 256, (*shape, 3), np.uint8)).save(folder / f"{i}.png")
         rows.append(f"number {i}\t{i}.png")
     (folder / "pairs.tsv").write_text("\n".join(rows) + "\n")
-    data = ["--pairs", str(folder / "pairs.tsv"), "--pictures", str(folder), "--buckets", "--size", "32"]
+    data = ["--pairs", str(folder / "pairs.tsv"), "--pictures", str(folder), "--buckets", "--size", "48"]
     run("train_stable_diffusion.py", *sd_settings(kl_vae, "whole", *data), cwd=tmp_path)
     parts = sd_settings(kl_vae, "parts", *data)
     run("train_stable_diffusion.py", *parts, "--simulate-suspend", "4", cwd=tmp_path, code=75)

@@ -165,3 +165,13 @@ def test_sizes_are_read_as_they_are_written(text: str, wanted: float):
 )
 def test_bad_input_is_one_line_that_names_it(argv: list[str], named: str, capsys: pytest.CaptureFixture):
     assert named in fails(capsys, *argv)
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-v1-5", "stable-diffusion-inpainting-v1-5"])
+def test_stable_diffusion_is_planned_for_as_it_is_trained(name: str, capsys: pytest.CaptureFixture):
+    found = planned(capsys, name, "--batch-size", "2", *MACHINE)
+    (card,) = (card for card in catalog.cards() if card.name == name)
+    assert found["sizes"]["parameters"] == card.params
+    unet = 859_520_964 + 14_400 * ("inpainting" in name)  # five channels more into 320, 3 x 3
+    assert found["sizes"]["trained"] == unet
+    assert all(plan["need"]["activations"] > 1e9 for plan in found["plans"])

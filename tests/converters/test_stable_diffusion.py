@@ -21,6 +21,8 @@ from zoo.converters.stable_diffusion import to_compvis, to_diffusers, to_ours
 from zoo.errors import SettingsError, UnreadableWeights, WeightsMismatch
 from zoo.generation.samplers import SAMPLERS
 from zoo.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
+from zoo.models.vq_latents import VqLatents
+from zoo.models.vqgan import VqganConfig
 
 VOCAB = 516  # 256 bytes, 256 that end a word, two merges, start and end
 V1 = {"block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 32, "attention_head_dim": 8}
@@ -288,7 +290,7 @@ def test_compvis_one_file_gives_what_the_folder_gave(ema, tmp_path):
     assert ours.config.noise == StableDiffusionConfig().noise and ours.config.pad == 515
 
 
-def test_compvis_file_comes_back_with_and_without_averages(tmp_path):
+def test_compvis_file_comes_back_with_and_without_averages():
     theirs = original("v1")
     for ema in (False, True):
         file = compvis(theirs, ema)
@@ -304,7 +306,23 @@ def test_compvis_file_comes_back_with_and_without_averages(tmp_path):
         assert same(to_ours(written, config)[0], kept)
 
 
-def test_half_an_average_is_refused(tmp_path):
+def test_a_vq_first_stage_is_read_too_and_goes_to_no_other_layout():
+    """As in CompVis/latent-diffusion's text2img256, whose latents have three numbers and no scale factor."""
+    torch.manual_seed(0)
+    vq = VqLatents(VqganConfig(size=32, widths=(32, 64), blocks=1, attention=(), latent=4, vocab=9, code_width=4))
+    file = {name: tensor for name, tensor in compvis(original("v1")).items() if not name.startswith("first_stage_")}
+    file |= {f"first_stage_model.{name}": tensor for name, tensor in vq.state_dict().items()}
+    state, config = to_ours(file, {"text": {"heads": 4}, "unet": {"size": 16}})
+    config = StableDiffusionConfig.from_dict(config)
+    ours = weights.load(StableDiffusion(config), state)
+    assert isinstance(ours.vae, VqLatents) and ours.vae.image_size == 32
+    assert same(ours.vae.state_dict(), vq.state_dict())
+    for write in (to_compvis, to_diffusers):
+        with pytest.raises(WeightsMismatch, match="no place for a VQ first stage"):
+            write(state, dataclasses.asdict(config))
+
+
+def test_half_an_average_is_refused():
     file = compvis(original("v1"), ema=True)
     del file["model_ema.diffusion_modelout2bias"]
     with pytest.raises(WeightsMismatch, match="not of 1 tensors: out.2.bias.*ema=False"):
@@ -312,7 +330,7 @@ def test_half_an_average_is_refused(tmp_path):
     assert to_ours(file, {}, ema=False)
 
 
-def test_betas_of_the_file_say_what_the_noise_was(tmp_path):
+def test_betas_of_the_file_say_what_the_noise_was():
     file = compvis(original("v1"))
     file["betas"] = (torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2).half()
     noise = to_ours(file, {})[1]["noise"]
