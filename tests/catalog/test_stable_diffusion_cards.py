@@ -69,7 +69,7 @@ def test_what_is_loaded_agrees_with_its_card(card):
     """In the layout of the folders on the hub, whose tensors are those of our own export."""
     model = network(card)
     state, config = model.state_dict(), dataclasses.asdict(model.config)
-    if card.task == TASK:
+    if card.task == TASK and card.files:  # those to train have no layout but ours
         from zoo.converters.stable_diffusion import to_diffusers
 
         parts = to_diffusers(state, config)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.catalog.card import Card, Config
 from zoo.catalog.kl_vae import STABLE_DIFFUSION as KL_F8
 from zoo.catalog.kl_vae import V1_FILE as V1_VAE
+from zoo.catalog.vqgan import LDM_F4
 from zoo.errors import DataError, WeightsMismatch
 from zoo.hub import File
 
@@ -242,6 +243,25 @@ CARDS = (
         V2_PARAMS,
         licence=V2_LICENCE,
         source="https://github.com/Stability-AI/stablediffusion",
+    ),
+    # High-Flyer's run on Conceptual Captions at 256 pixels: the sizes of latent diffusion's text2img256, of which the
+    # context's width is that of OpenAI's text tower instead of a BERT of its own.
+    card(
+        name="ldm-cc256",
+        config={
+            "text": CLIP_L,
+            "unet": UNET
+            | {"channels": 3, "out": 3, "widths": (192, 384, 576, 960), "attention": (1, 2, 3)}
+            | {"heads": (6, 12, 18, 30), "linear": True},
+            "vae": LDM_F4 | {"vocab": 8192},
+            "noise": NOISE | {"beta_start": 0.0015, "beta_end": 0.0195},
+            "pad": 49407,
+            **CLIP_ENDS,
+        },
+        params=584_710_561,
+        licence="that of the weights you train",
+        languages=(),
+        source="to train: examples/stable_diffusion_cc256.txt",
     ),
     # Pruned and distilled; of each the autoencoder and the text tower are those of version 1.
     *(
