@@ -118,7 +118,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--size", type=int, help="side of a picture in pixels; default: the VAE's, or the model's")
     model.add_argument("--text", default="clip-emoji-tiny", help="a CLIP whose text tower is read (%(default)s)")
     model.add_argument(
-        "--widths", type=int, nargs="+", default=[96, 160, 224], metavar="CHANNELS", help="of levels (96 160 224)"
+        "--widths", type=int, nargs="+", default=[64, 128, 192], metavar="CHANNELS", help="of levels (64 128 192)"
     )
     model.add_argument("--blocks", type=int, default=1, help="residual blocks per level (%(default)s)")
     model.add_argument("--attention", type=int, nargs="*", default=[1, 2], metavar="LEVEL", help="with it (1 2)")

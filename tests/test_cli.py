@@ -411,7 +411,9 @@ def test_the_demo_tells_all_its_steps(tiny, few, tmp_path: Path, capsys, monkeyp
     monkeypatch.setattr(demo, "STEPS", 10)
     monkeypatch.setattr(demo, "BATCH", 4)
     monkeypatch.setattr(demo, "CAPTIONS", ("no such caption", *few))
-    pictures = ("match.png", "dalle-emoji-tiny.png", "clip-gen-emoji-tiny.png")
+    monkeypatch.setattr(demo, "CANDIDATES", 2)
+    monkeypatch.setattr(demo, "PROMPTS", ("red apple", "红心", "volcano", "cat face"))
+    pictures = ("match.png", *(f"{name}.png" for name in demo.PAINTERS), "edited.png")
     out = tmp_path / "tour"
     for folder in ("run", "run-2"):  # a second tour leaves the first one's run alone
         assert main(["demo", "--out", str(out), *tiny]) == 0

@@ -53,6 +53,53 @@ def test_the_pictures_are_those_of_the_model(options, tmp_path, capsys: pytest.C
         assert Image.open(tmp_path / "out" / name).tobytes() == picture.tobytes()
 
 
+def test_a_stable_diffusion_draws_over_a_picture_and_inside_a_mask(tmp_path, capsys: pytest.CaptureFixture):
+    image, mask = Image.effect_noise((64, 64), 90).convert("RGB"), Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 64, 20))
+    image.save(tmp_path / "image.png"), mask.save(tmp_path / "mask.png")
+    given = ["--image", str(tmp_path / "image.png"), "--mask", str(tmp_path / "mask.png"), "--strength", "0.5"]
+    how = ["--sampler", "euler_a", "--steps", "4", "--negative", "face", "--guidance", "2", "--seed", "3"]
+    options = ["--model", "sd-emoji-tiny", "--device", "cpu", "--out", str(tmp_path / "out")]
+    seen = ["--preview", str(tmp_path / "now.png")]
+    assert main(["generate", "red apple", *options, *given, *how, *seen]) == 0
+    model = AutoLoader("text2img", "sd-emoji-tiny", device="cpu").get_model()
+    words = {"sampler": "euler_a", "steps": 4, "negative": "face", "guidance": 2.0, "strength": 0.5}
+    ((expected,),) = model.generate("red apple", 1, 3, image=image, mask=mask, **words)
+    assert Image.open(tmp_path / "out/red-apple.png").tobytes() == expected.tobytes()
+    assert Image.open(tmp_path / "now.png").size == (64, 64)
+
+
+def test_a_size_and_additions_reach_stable_diffusion(tmp_path, capsys: pytest.CaptureFixture):
+    model = AutoLoader("text2img", "sd-emoji-tiny", device="cpu").get_model()
+    name = next(n for n, _ in model.unet.named_parameters() if n.endswith("attn2.to_k.weight")).removesuffix(".weight")
+    wide, width = model.unet.get_submodule(name).weight.shape
+    lora = {f"unet.{name}.lora_A.weight": torch.ones(1, width), f"unet.{name}.lora_B.weight": torch.ones(wide, 1)}
+    weights.write(lora, tmp_path / "lora.safetensors")
+    weights.write({"<toy>": torch.ones(1, width)}, tmp_path / "toy.safetensors")
+    options = ["--model", "sd-emoji-tiny", "--device", "cpu", "--steps", "2", "--size", "32x64"]
+    added = ["--lora", f"{tmp_path / 'lora.safetensors'}:0.5", "--concept", str(tmp_path / "toy.safetensors")]
+    assert main(["generate", "apple", *options, "--out", str(tmp_path / "plain")]) == 0
+    assert main(["generate", "apple <toy>", *options, *added, "--out", str(tmp_path / "added")]) == 0
+    assert "say <toy> in a prompt" in capsys.readouterr().out
+    plain, changed = Image.open(tmp_path / "plain/apple.png"), Image.open(tmp_path / "added/apple-toy.png")
+    assert plain.size == changed.size == (32, 64) and plain.tobytes() != changed.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("model", "option", "message"),
+    [
+        ("sd-emoji-tiny", ["--temperature", "0.7"], "--temperature is of another kind"),
+        ("sd-emoji-tiny", ["--sampler", "eulr"], "euler"),
+        ("sd-emoji-tiny", ["--size", "30x31"], "multiples of 4"),
+        ("clip-gen-emoji-tiny", ["--steps", "3"], "--steps is of another kind"),
+        ("clip-gen-emoji-tiny", ["--lora", "x"], "for Stable Diffusion"),
+    ],
+)
+def test_what_another_kind_of_model_takes_is_refused(model, option, message, tmp_path, capsys: pytest.CaptureFixture):
+    assert main(["generate", "apple", "--model", model, *option, "--out", str(tmp_path)]) == FAILED
+    assert message in capsys.readouterr().err
+
+
 def test_no_picture_is_written_over_another(options, tmp_path):
     for seed in ("0", "1"):
         assert main(["generate", "red/apple!", *options, "--seed", seed, "--out", str(tmp_path / "out")]) == 0

@@ -70,16 +70,40 @@ def test_the_tiny_painters_draw_what_is_found_again_about_as_often_as_their_card
     assert sum(p.numel() for p in model.parameters()) == card.params
     pictures = AutoLoader("img_tokenizing", tokenizer, device="cpu").get_model()
     assert fingerprint(model.image_tokenizer) == fingerprint(pictures)  # so that codes of one are those of the other
+    share = share_found_again(model, 15, temperature=TEMPERATURE)
+    assert share == pytest.approx(card.figures["emoji_test_en_r10"], abs=9)  # of 126 pictures; 0.5 by chance
+
+
+def test_the_tiny_vae_brings_pictures_back_as_its_card_says():
+    card = find("img_tokenizing", "kl-vae-emoji-tiny")
+    loader = AutoLoader(card.task, card.name)
+    model, dataset = loader.get_model(), open_dataset("emoji", "test", loader.get_transform(), language=None)
+    assert sum(p.numel() for p in model.parameters()) == card.params
+    found = reconstruction(model.encode, model.decode, None, Subset(dataset, range(0, len(dataset), 3)))
+    assert found["psnr"] == pytest.approx(card.figures["emoji_test_psnr"], abs=0.3)
+
+
+def test_the_tiny_stable_diffusion_draws_what_is_found_again_about_as_often_as_its_card_says():
+    card = find("text2img", "sd-emoji-tiny")
+    model = AutoLoader(card.task, card.name, device="cpu").get_model()
+    assert sum(p.numel() for p in model.parameters()) == card.params
+    vae = AutoLoader("img_tokenizing", "kl-vae-emoji-tiny", device="cpu").get_model()
+    assert fingerprint(model.vae) == fingerprint(vae) and model.vae.scale == vae.scale
+    share = share_found_again(model, 20)
+    assert share == pytest.approx(card.figures["emoji_test_en_r10"], abs=11)  # of 94 pictures; 0.5 by chance
+
+
+def share_found_again(model, every: int, **words) -> float:
+    """The percentage of drawn English captions of the test split that are among the first ten of the tiny CLIP."""
     matcher = load_matcher(Namespace(model=TINY.name, model_dir=None, weights=None, device="cpu"))
     dataset = open_dataset("emoji", "test", language=None)
     captions = list(dict.fromkeys(dataset.row(i)["caption_en"] for i in range(len(dataset))))
-    prompts = captions[::15]
-    drawn = model.generate(prompts, temperature=TEMPERATURE, progress=False)
-    share = 100 * found_again(matcher, [pictures[0] for pictures in drawn], prompts, captions)[10]
-    assert share == pytest.approx(card.figures["emoji_test_en_r10"], abs=9)  # of 126 pictures; 0.5 by chance
+    prompts = captions[::every]
+    drawn = model.generate(prompts, progress=False, **words)
+    return 100 * found_again(matcher, [pictures[0] for pictures in drawn], prompts, captions)[10]
 
 
 def test_what_draws_is_small():
     files = {file.packaged: file.size for card in cards() for file in card.files if file.packaged}
-    for parts in (("dalle", "dvae"), ("clip-gen", "vqgan")):
-        assert sum(size for name, size in files.items() if any(part in name for part in parts)) <= 25_000_000
+    for parts in (("dalle", "dvae"), ("clip-gen", "vqgan"), ("sd-", "kl-vae")):
+        assert sum(size for name, size in files.items() if name.startswith(parts)) <= 25_000_000

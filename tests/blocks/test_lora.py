@@ -52,6 +52,15 @@ def test_it_is_the_layer_with_the_product_added():
     torch.testing.assert_close(lora(x), nn.functional.linear(x, weight, lora.base.bias))
 
 
+@pytest.mark.parametrize(("alpha", "scale"), [(None, 1.0), (6, 2.0), (1.5, 0.5)])
+def test_the_scale_is_alpha_over_rank(alpha: float | None, scale: float):
+    model = nn.ModuleDict({"to_q": nn.Linear(5, 7, bias=False)})
+    weight = model["to_q"].weight.clone()
+    down, up = add_lora(model, ["to_q"], rank=3, alpha=alpha)
+    trained(model)
+    torch.testing.assert_close(model["to_q"](torch.eye(5)), (weight + scale * up @ down).T)
+
+
 def test_a_half_precision_base_is_trained_in_fp32():
     lora = LoraLinear(nn.Linear(5, 7).bfloat16(), rank=2, scale=1.0)
     trained(lora)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zoo import AutoLoader, weights
 from zoo.commands.export_sd import save_diffusers
+from zoo.converters.noise import from_scheduler
 from zoo.converters.stable_diffusion import to_compvis, to_diffusers, to_ours
 from zoo.errors import SettingsError, UnreadableWeights, WeightsMismatch
 from zoo.generation.samplers import SAMPLERS
@@ -264,6 +265,19 @@ def test_the_noise_is_that_of_the_scheduler(name, tmp_path):
     assert ours.config.sampler in SAMPLERS and ours.config.sampler in type(scheduler).__name__.lower()
 
 
+def test_what_old_schedulers_leave_out_is_as_their_classes_have_it():
+    for scheduler in (diffusers.DDIMScheduler(), diffusers.PNDMScheduler()):
+        name, full = type(scheduler).__name__, dict(scheduler.config)
+        assert from_scheduler({"_class_name": name}) == from_scheduler({"_class_name": name, **full})
+
+
+def test_the_size_of_pictures_is_not_the_one_that_the_autoencoder_was_trained_on():
+    file = compvis(original("v1"))
+    told = {"vae": {"size": 64}, "diffusers": {"vae": {"sample_size": 99}, "unet": {"sample_size": 16}}}
+    assert to_ours(file, told)[1]["vae"]["size"] == 64
+    assert to_ours(file, {**told, "vae": {}})[1]["vae"]["size"] == 32
+
+
 def test_a_scheduler_of_other_noise_is_refused(tmp_path):
     folder = save(original("v1"), tmp_path)
     path = folder / "scheduler" / "scheduler_config.json"
@@ -272,9 +286,19 @@ def test_a_scheduler_of_other_noise_is_refused(tmp_path):
         load(folder)
 
 
-@pytest.mark.parametrize(("kind", "pad"), [("v1", 515), ("v2", 0)])
-def test_prompts_are_padded_as_the_tower_was_trained(kind, pad, tmp_path):
-    ours = load(save(original(kind), tmp_path))
+END = "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "pad"),
+    [("v1", END, 515), ("v2", "!", 0), ("v1", "!", 0), ("v2", {"content": END}, 515)]
+    + [("v1", None, 515), ("v2", None, 0)],
+)
+def test_prompts_are_padded_as_the_tokenizer_says_and_else_as_the_tower_was_trained(kind, said, pad, tmp_path):
+    """That of version 2 says two things; tokenizer_config.json is the one that is wrong."""
+    folder = save(original(kind), tmp_path)
+    (folder / "tokenizer" / "special_tokens_map.json").write_text(json.dumps({"pad_token": said}))
+    ours = load(folder)
     tokens = ours.tokenizer.tokenize_as_tensor(["abc"])
     assert tokens.tolist() == [[514, 513, 515] + [pad] * 9]
     assert (ours.config.start, ours.config.end, ours.config.pad, ours.config.window) == (514, 515, pad, 12)

@@ -104,6 +104,7 @@ def test_a_phrase_is_not_torn_apart_and_nothing_is_lost():
         small = windows([("ab,c,,defgh,i" * 3, 1.0)], spelt, room)
         assert "".join(chr(id) for window in small for id, _ in window) == "ab,c,,defgh,i" * 3
         assert all(1 <= len(window) <= room for window in small)
+    assert len(windows([("aaaaa," + "b" * 40, 1.0)], spelt, 25)[0]) == 6  # the first of the last 20
     far = windows([("a," + "b" * 40, 1.0)], spelt, 30)  # the comma is not among the last 20
     assert [len(window) for window in far] == [30, 12]
 
@@ -125,9 +126,10 @@ def test_a_window_needs_room():
         windows([("a", 1.0)], spelt, 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_weights_of_one_leave_every_bit(dtype: torch.dtype):
-    context = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    draw = torch.Generator().manual_seed(0)
+    context = torch.randn(3, 7, 6, generator=draw, dtype=torch.float64).to(dtype)
     weights = torch.ones(3, 7)
     assert weigh(context, weights).equal(context) and weigh(context, weights).dtype == dtype
     weights[1, 2] = 1.5

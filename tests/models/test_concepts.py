@@ -179,6 +179,8 @@ def test_a_lora_of_another_base_changes_nothing():
         merge_lora(model, {f"{TO_K}.weight": [right], f"{TO_K.replace('attn2', 'attn1')}.weight": [wrong]})
     with pytest.raises(WeightsMismatch, match="another base"):  # a wider text tower
         merge_lora(model, {QKV: [Delta(*change(16, WIDTH), 1.0, slice(32, 48))]})
+    with pytest.raises(WeightsMismatch, match=r"\(48, 12\) by \(12, 48\)"):  # as many numbers, in other places
+        merge_lora(model, {"text.transformer.blocks.0.mlp.up.weight": [Delta(*change(12, 48), 1.0)]})
     with pytest.raises(WeightsMismatch, match="1 of the 2 .*unet.nowhere"):
         merge_lora(model, {f"{TO_K}.weight": [right], "unet.nowhere.weight": [right]})
     assert equal(bits(model), before)

@@ -154,3 +154,21 @@ def test_its_config_is_what_json_says():
     config = replace(TINY, mid=False)
     written = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(config).items()}
     assert UNetConfig.from_dict(written) == config
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"heads": (5, 10, 20, 20), "context": 1024, "linear": True}], ids=["1", "2"])
+def test_at_full_size_it_gives_what_diffusers_gives(changes: dict):
+    config = replace(UNetConfig(), **changes)
+    torch.manual_seed(0)
+    theirs = UNet2DConditionModel(
+        sample_size=64,
+        cross_attention_dim=config.context,
+        attention_head_dim=config.heads,
+        use_linear_projection=config.linear,
+    ).eval()
+    model = ours(config, theirs)
+    latents, timesteps, context = torch.randn(2, 4, 16, 24), torch.tensor([7, 900]), torch.randn(2, 77, config.context)
+    expected = theirs(latents, timesteps, context).sample
+    assert (model(latents, timesteps, context) - expected).abs().max() < 1e-5 * expected.abs().max()
