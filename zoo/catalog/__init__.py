@@ -18,6 +18,7 @@ from zoo.catalog import (
     lpips,
     safety_checker,
     stable_diffusion,
+    stable_diffusion_emoji,
     vqgan,
 )
 from zoo.catalog.card import Card
@@ -28,7 +29,14 @@ __all__ = ["TASKS", "Card", "cards", "find", "list_models"]
 TASKS = ("txt_img_matching", "text2img", "img_tokenizing", "img_comparing", "img_checking")
 CARDS: tuple[Card, ...] = (
     *(clip_emoji.CARDS + clip.CARDS + clip_bert.CARDS),
-    *(dalle.CARDS + dalle_mini.CARDS + clip_gen.CARDS + stable_diffusion.CARDS + alt_diffusion.CARDS),
+    *(
+        dalle.CARDS
+        + dalle_mini.CARDS
+        + clip_gen.CARDS
+        + stable_diffusion_emoji.CARDS
+        + stable_diffusion.CARDS
+        + alt_diffusion.CARDS
+    ),
     *(dvae.CARDS + vqgan.CARDS + kl_vae.CARDS + lpips.CARDS + safety_checker.CARDS),
 )
 

@@ -93,6 +93,12 @@ CARDS = (
         params=1_695_271,
         licence="Apache-2.0",
         source="examples/train_kl_vae.py; what it learnt from: zoo/assets/LICENSES",
+        trained="from nothing on the pictures of the emoji training split, 2,000 steps of 8, 23 minutes on one core: "
+        "python examples/train_kl_vae.py --steps 2000 --batch-size 8 --lr 1.5e-3 --precision bf16 --lpips lpips-vgg16 "
+        "--perceptual-share 0.25 --kl-weight 0.01 --disc-start 0.6 --adversarial 0.2 --ema 0.998; the average of its "
+        "weights, kernels in half precision. Of the test split: zoo eval dvae --model kl-vae-emoji-tiny --lpips "
+        "lpips-vgg16",
+        figures={"emoji_test_psnr": 0.0, "emoji_test_lpips": 0.0},
     ),
     card(
         name="kl-vae",

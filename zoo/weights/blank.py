@@ -25,14 +25,16 @@ class _Blank(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _DRAWN:
             return torch.empty(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
-        if getattr(func, "__name__", "") in _FILLED:
+        name = getattr(func, "__name__", "")
+        # Zeros of a parameter are replaced as well, and of a large network filling them takes a second.
+        if name in _FILLED or (name == "zero_" and args and isinstance(args[0], torch.nn.Parameter)):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
 
 @contextmanager
 def blank() -> Iterator[None]:
-    """Models built in this block await `load`: their random parameters are blank, all else is as ever."""
+    """Models built in this block await `load`: their random or zero parameters are blank, all else is as ever."""
     # trunc_normal_ draws until all numbers are within its bounds, which for blank ones may be never.
     redraw = torch.nn.init._no_grad_trunc_normal_
     torch.nn.init._no_grad_trunc_normal_ = lambda tensor, *_, **__: tensor
