@@ -80,7 +80,7 @@ def test_help_teaches_by_examples_that_parse(capsys: pytest.CaptureFixture):
     assert "clip-base-p32-224" in text and find("txt_img_matching", "clip-base-p32-224")
 
 
-ALL = ["list", "info", "pull", "match", "plan", "train", "launch", "watch", "eval", "demo"]
+ALL = ["list", "info", "pull", "match", "plan", "train", "launch", "watch", "eval", "export", "demo"]
 
 
 @pytest.mark.parametrize("command", ALL)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from zoo import __version__
-from zoo.commands import catalog, data, demo, evaluate, generate, launch, match, plan, train, watch
+from zoo.commands import catalog, data, demo, evaluate, export, generate, launch, match, plan, train, watch
 from zoo.errors import SettingsError, ZooError
 
-COMMANDS = (catalog, match, generate, data, plan, train, launch, watch, evaluate, demo)
+COMMANDS = (catalog, match, generate, data, plan, train, launch, watch, evaluate, export, demo)
 FAILED, STOPPED, PIPE_CLOSED = 2, 130, 141  # the latter two as a shell reports SIGINT and SIGPIPE
 EPILOG = """\
 start here, without network:

@@ -214,7 +214,7 @@ class TinyTokenizer:
 
 
 def test_the_parts_of_a_folder_are_brought_and_read_together(tmp_path, monkeypatch):
-    from zoo.commands.export_sd import save_diffusers
+    from zoo.commands.export import save_diffusers
 
     torch.manual_seed(0)
     model = StableDiffusion(TINY).eval()

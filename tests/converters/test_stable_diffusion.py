@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from zoo import AutoLoader, weights
-from zoo.commands.export_sd import save_diffusers
+from zoo.commands.export import save_diffusers
 from zoo.converters.noise import from_scheduler
 from zoo.converters.stable_diffusion import to_compvis, to_diffusers, to_ours
 from zoo.errors import SettingsError, UnreadableWeights, WeightsMismatch

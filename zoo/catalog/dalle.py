@@ -199,12 +199,12 @@ CARDS = (
         "500 pictures, and where it has chosen the best of 8 itself: zoo eval text2img --temperature 0.7 --language en "
         "(or zh)",
         figures={
-            "emoji_test_en_r1": 4.0,
-            "emoji_test_en_r10": 17.6,
-            "emoji_test_en_best_of_8_r1": 16.4,
-            "emoji_test_zh_r1": 5.6,
-            "emoji_test_zh_r10": 22.6,
-            "emoji_test_zh_best_of_8_r1": 19.4,
+            "emoji_test_en_r1": 13.2,
+            "emoji_test_en_r10": 31.6,
+            "emoji_test_en_best_of_8_r1": 32.0,
+            "emoji_test_zh_r1": 14.6,
+            "emoji_test_zh_r10": 40.2,
+            "emoji_test_zh_best_of_8_r1": 34.8,
         },
     ),
     card(

@@ -98,7 +98,7 @@ CARDS = (
         "--perceptual-share 0.25 --kl-weight 0.01 --disc-start 0.6 --adversarial 0.2 --ema 0.998; the average of its "
         "weights, kernels in half precision. Of the test split: zoo eval dvae --model kl-vae-emoji-tiny --lpips "
         "lpips-vgg16",
-        figures={"emoji_test_psnr": 0.0, "emoji_test_lpips": 0.0},
+        figures={"emoji_test_psnr": 20.82, "emoji_test_lpips": 0.143},
     ),
     card(
         name="kl-vae",

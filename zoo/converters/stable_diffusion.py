@@ -10,7 +10,7 @@ Layouts:
 Ours are the three parts of a StableDiffusion: text.*, unet.* and vae.*. To export a model for other programs:
 
     parts = stable_diffusion.to_diffusers(model.state_dict(), dataclasses.asdict(model.config))
-    zoo.commands.export_sd.save_diffusers(model, folder)        # the same, written with model_index.json and tokenizer
+    zoo.commands.export.save_diffusers(model, folder)        # the same, written with model_index.json and tokenizer
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A Stable Diffusion -> a folder of diffusers, which diffusers, and what is built on it, loads."""
+"""`zoo export`: a Stable Diffusion for other programs, as a folder of diffusers or a single file of CompVis."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,43 @@ LIBRARIES = {"vae": ["diffusers", "AutoencoderKL"], "unet": ["diffusers", "UNet2
 VERSION = "0.21.0"  # whose layout this is; for one that inpaints diffusers asks
 WEIGHTS = {"text_encoder": "model.safetensors"}  # and of the others diffusers' own name
 TOKENIZERS = {"CLIPTextModel": "CLIPTokenizer", "BertModel": "BertTokenizer"}
+
+
+EXAMPLES = """\
+examples:
+  zoo export stable-diffusion sd-emoji --weights runs/stable_diffusion
+  zoo export stable-diffusion-v1-5 sd15.safetensors
+"""
+
+
+def register(commands: argparse._SubParsersAction, **settings: object) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "export", help="write a Stable Diffusion for other programs", epilog=EXAMPLES, **settings
+    )
+    parser.add_argument("model", help="a name that `zoo list` shows, or stable-diffusion with --weights")
+    parser.add_argument("out", type=Path, help="a folder, as diffusers has it, or NAME.safetensors, CompVis's one file")
+    parser.add_argument("--weights", metavar="PATH", help="a local file or folder with its weights")
+    parser.add_argument("--model-dir", metavar="FOLDER", help="where downloads live (default: the user's cache)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes it, and says where."""
+    from zoo import AutoLoader, weights
+    from zoo.converters.stable_diffusion import to_compvis
+    from zoo.errors import SettingsError
+    from zoo.models.stable_diffusion import StableDiffusion
+
+    model = AutoLoader("text2img", args.model, args.model_dir, args.weights, device="cpu").get_model()
+    if not isinstance(model, StableDiffusion):
+        raise SettingsError(f"{args.model} is no Stable Diffusion: of others zoo's own file is what is handed on")
+    if args.out.suffix == ".safetensors":
+        weights.write(to_compvis(model.state_dict(), asdict(model.config)), args.out)
+    else:
+        save_diffusers(model, args.out)
+    print(args.out)
+    return 0
 
 
 def save_diffusers(model: StableDiffusion, folder: str | Path) -> None:
