@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zoo.converters.modules import rename
+from zoo.converters.unet import compvis_modules
 from zoo.errors import WeightsMismatch
 
 # How the name of a tensor ends, after that of its layer.
@@ -34,22 +36,6 @@ _TEXT = {  # our layer of a block: theirs, those of attention.qkv in the order o
     "mlp.down": ("mlp.fc2",),
 }
 _OLD_TEXT = {"q_proj": "to_q_lora", "k_proj": "to_k_lora", "v_proj": "to_v_lora", "out_proj": "to_out_lora"}
-_COMPVIS_LAYERS = {  # of a residual block
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_COMPVIS_ENDS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-
 Place = tuple[str, int | None]  # a weight of ours, and which of its equal parts along the rows, or all
 
 
@@ -142,8 +128,7 @@ def _delta(place: Place, halves: dict[str, Tensor]) -> Delta:
 def _places(names: Collection[str]) -> Iterator[tuple[str, Place]]:
     """Every name that a layer of ours is published under, and its place. Underscored names cannot be cut at the right
     ones, so they are made from ours and looked up."""
-    resnets = len({name.split(".")[4] for name in names if name.startswith("unet.down_blocks.0.resnets.")})
-    attention = {name.split(".")[2] for name in names if re.match(r"unet\.up_blocks\.\d+\.attentions\.", name)}
+    modules = _compvis(names)
     for name in names:
         layer = name.removesuffix(".weight")
         if layer == name:
@@ -151,13 +136,23 @@ def _places(names: Collection[str]) -> Iterator[tuple[str, Place]]:
         yield layer, (name, None)
         if layer.startswith("unet."):
             layer = layer.removeprefix("unet.")
-            for published in {layer, _compvis(layer, resnets + 1, attention)}:
+            for published in {layer, rename(layer, modules)}:
                 yield from ((form, (name, None)) for form in _unet_forms(published))
         elif match := re.fullmatch(r"text\.transformer\.blocks\.(\d+)\.(.+)", layer):
             parts = _TEXT.get(match[2], ())
             for part, theirs in enumerate(parts):
                 published = f"encoder.layers.{match[1]}.{theirs}"
                 yield from ((form, (name, part if len(parts) > 1 else None)) for form in _text_forms(published))
+
+
+def _compvis(names: Collection[str]) -> dict[str, str]:
+    """The modules of the UNet of those weights -> CompVis's."""
+    down = re.compile(r"unet\.down_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.")
+    found = {match.groups() for name in names if (match := down.match(name))}
+    levels = {int(level) for level, _, _ in found}
+    blocks = {number for level, kind, number in found if (level, kind) == ("0", "resnets")}
+    attention = {int(level) for level, kind, _ in found if kind == "attentions"}
+    return compvis_modules(len(levels), len(blocks), tuple(attention))
 
 
 def _unet_forms(layer: str) -> Iterator[str]:
@@ -176,23 +171,3 @@ def _text_forms(layer: str) -> Iterator[str]:
         yield prefix + layer
         if last in _OLD_TEXT:
             yield f"{prefix}{attention}.{_OLD_TEXT[last]}"
-
-
-def _compvis(layer: str, stride: int, attention: set[str]) -> str:
-    """A layer of the UNet -> CompVis's name. `stride`: blocks of a level on the way up; `attention`: the levels on the
-    way up that have it, as they are numbered."""
-    if layer in _COMPVIS_ENDS:
-        return _COMPVIS_ENDS[layer]
-    if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", layer):
-        number = 2 * int(match[2]) if match[1] == "resnets" else 1
-        return f"middle_block.{number}.{_COMPVIS_LAYERS.get(match[3], match[3])}"
-    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", layer)
-    if not match:
-        return layer
-    down, level, last = match[1] == "down", int(match[2]), match[5]
-    inside = {"resnets": 0, "attentions": 1, "downsamplers": 0, "upsamplers": 1 + (match[2] in attention)}[match[3]]
-    if match[3] == "downsamplers":
-        return f"input_blocks.{stride * (level + 1)}.0.op"
-    number = stride - 1 if match[3] == "upsamplers" else int(match[4])
-    block = f"input_blocks.{stride * level + number + 1}" if down else f"output_blocks.{stride * level + number}"
-    return f"{block}.{inside}.{_COMPVIS_LAYERS.get(last, last)}"

@@ -14,10 +14,11 @@ State = dict[str, Tensor]
 
 def renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> State:
     """The state with each name's longest beginning that is a module of the table replaced; other names stay."""
-    return {_renamed(name, modules): tensor for name, tensor in state.items()}
+    return {rename(name, modules): tensor for name, tensor in state.items()}
 
 
-def _renamed(name: str, modules: Mapping[str, str]) -> str:
+def rename(name: str, modules: Mapping[str, str]) -> str:
+    """The name with its longest beginning that is a module of the table replaced."""
     module, rest = name, ""
     while module:
         if module in modules:

@@ -51,7 +51,7 @@ def to_ours(state: Mapping[str, Tensor], config: Mapping) -> tuple[State, dict[s
     """
     state = unwrapped(state, WRAPPERS)
     if COMPVIS in state:
-        state = renamed(state, turned(_modules(*_compvis_sizes(state))))
+        state = renamed(state, turned(compvis_modules(*_compvis_sizes(state))))
     if any(mark not in state for mark in MARKS):
         raise WeightsMismatch(
             f"these {some(state)} are not the UNet of a Stable Diffusion as diffusers or CompVis published it, nor "
@@ -131,7 +131,9 @@ def to_compvis(state: Mapping[str, Tensor], config: Mapping) -> State:
         raise WeightsMismatch(
             "CompVis's UNet has a middle block and this one has none: hand it on as diffusers' folder"
         )
-    return renamed(_as_held(state, config), _modules(len(config["widths"]), config["blocks"], config["attention"]))
+    return renamed(
+        _as_held(state, config), compvis_modules(len(config["widths"]), config["blocks"], config["attention"])
+    )
 
 
 def _as_held(state: Mapping[str, Tensor], config: Mapping) -> State:
@@ -143,7 +145,7 @@ def _as_held(state: Mapping[str, Tensor], config: Mapping) -> State:
 
 
 # --- CompVis's names -------------------------------------------------------------------------------------------------
-def _modules(levels: int, blocks: int, attention: tuple[int, ...]) -> dict[str, str]:
+def compvis_modules(levels: int, blocks: int, attention: tuple[int, ...]) -> dict[str, str]:
     """Our modules -> CompVis's, which number all blocks of the way down, and of the way up, in one row. `attention`:
     the levels that have it; after it comes what doubles the resolution."""
     row = blocks + 1
