@@ -411,6 +411,7 @@ def test_the_demo_tells_all_its_steps(tiny, few, tmp_path: Path, capsys, monkeyp
     monkeypatch.setattr(demo, "STEPS", 10)
     monkeypatch.setattr(demo, "BATCH", 4)
     monkeypatch.setattr(demo, "CAPTIONS", ("no such caption", *few))
+    monkeypatch.setattr(demo, "EDITS", {"no such caption": "", few[0]: "angry face"})
     monkeypatch.setattr(demo, "CANDIDATES", 2)
     monkeypatch.setattr(demo, "PROMPTS", ("red apple", "红心", "volcano", "cat face"))
     pictures = ("match.png", *(f"{name}.png" for name in demo.PAINTERS), "edited.png")

@@ -105,5 +105,5 @@ def share_found_again(model, every: int, **words) -> float:
 
 def test_what_draws_is_small():
     files = {file.packaged: file.size for card in cards() for file in card.files if file.packaged}
-    for parts in (("dalle", "dvae"), ("clip-gen", "vqgan"), ("sd-", "kl-vae")):
-        assert sum(size for name, size in files.items() if name.startswith(parts)) <= 25_000_000
+    for parts in (("dalle", "dvae"), ("clip-gen", "vqgan"), ("sd-",)):  # the last holds its VAE
+        assert sum(size for name, size in files.items() if any(part in name for part in parts)) <= 25_000_000

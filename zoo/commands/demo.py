@@ -139,7 +139,7 @@ def draw_edits(matcher: Matcher, path: Path) -> None:
     dataset = open_dataset("emoji", "test", language=None)
     rows = {dataset.row(i)["caption_en"]: i for i in range(len(dataset))}
     pictures, captions = [], []
-    for caption, prompt in EDITS.items():
+    for caption, prompt in ((caption, prompt) for caption, prompt in EDITS.items() if caption in rows):
         image = dataset[rows[caption]][0].convert("RGB").resize((model.image_size,) * 2)
         pictures.append(image)
         captions.append(caption)
