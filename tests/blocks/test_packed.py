@@ -57,10 +57,14 @@ def test_afterwards_the_module_is_what_it_was_also_after_an_error():
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-def test_where_gradients_or_hooks_need_the_weights_nothing_is_packed():
+def test_where_gradients_hooks_or_a_compiler_need_the_weights_nothing_is_packed():
     net = network(torch.float32)
     with packed(net):
         assert type(net[0]) is nn.Conv2d
+    net._compiled_call_impl = net.forward  # as nn.Module.compile leaves it
+    with torch.inference_mode(), packed(net):
+        assert type(net[0]) is nn.Conv2d
+    net._compiled_call_impl = None
     net[0].register_forward_pre_hook(lambda *_: None)
     with torch.inference_mode(), packed(net):
         assert type(net[0]) is nn.Conv2d and type(net[1]) is not nn.Conv2d

@@ -50,6 +50,7 @@ def packed(module: nn.Module) -> Iterator[None]:
     """
     weights = list(module.parameters())
     fits = not torch.is_grad_enabled() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    fits = fits and module._compiled_call_impl is None  # the compiler lays weights out itself, and guards classes
     fits = fits and all(hasattr(torch.ops.mkldnn, name) for name in _OPS)
     if not fits or any(w.device.type != "cpu" or w.dtype not in (torch.float32, torch.bfloat16) for w in weights):
         yield
