@@ -116,6 +116,25 @@ def test_what_is_saved_is_what_diffusers_adds():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_queries_keys_and_values_that_are_one_layer_have_lora_each():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"qkv": nn.Linear(4, 18), "proj": nn.Linear(4, 18)})
+    before = {name: (layer.weight.detach().clone(), layer.bias.detach().clone()) for name, layer in model.items()}
+    added = add_lora(model, ["qkv", "proj"], rank=2, alpha=5)
+    assert [tuple(p.shape) for p in added] == [(6, 4), (18, 2), (2, 4), (18, 2)]
+    trained(model)
+    x, (down, up) = torch.randn(3, 4), (p.detach() for p in added[:2])
+    for part in range(3):  # y = W x + b + alpha / r * B A x, of each by itself
+        rows, ranks = slice(6 * part, 6 * part + 6), slice(2 * part, 2 * part + 2)
+        weight = before["qkv"][0][rows] + 2.5 * up[rows] @ down[ranks]
+        expected = x @ weight.T + before["qkv"][1][rows]
+        torch.testing.assert_close(model["qkv"](x)[:, rows], expected)
+    state = lora_state(model)
+    for name, (weight, bias) in before.items():
+        whole = weight + state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
+        torch.testing.assert_close(model[name](x), x @ whole.T + bias)
+
+
 def test_targets_are_whole_names():
     model = nn.ModuleDict({"to_q": nn.Linear(2, 2), "not_to_q": nn.Linear(2, 2), "q": nn.Linear(2, 2)})
     add_lora(model, ["to_q"], rank=1)

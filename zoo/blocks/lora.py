@@ -8,24 +8,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import SettingsError
+
+JOINED = {"qkv": 3}  # layers that are so many in one: those of blocks.transformer.Attention
+
+
+class Parts(nn.Linear):
+    """Equal parts of its rows each read their part of the input: (..., parts * in) -> (..., out)."""
+
+    def __init__(self, width: int, out: int, parts: int, **place: object):
+        super().__init__(width, out, bias=False, **place)
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = zip(x.chunk(self.parts, -1), self.weight.chunk(self.parts), strict=True)
+        return torch.cat([F.linear(part, weight) for part, weight in pairs], -1)
 
 
 class LoraLinear(nn.Module):
     """base(x) + scale * up(down(x)), of which only `down` (r, in) and `up` (out, r) are trained.
 
     `up` begins at 0, so that training begins where the base was left. Both are fp32 whatever the base is, since half
-    precision would lose small updates.
+    precision would lose small updates. A base of several `parts` has LoRA for each: `down` is (parts * r, in).
     """
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float):
+    def __init__(self, base: nn.Linear, rank: int, scale: float, parts: int = 1):
         super().__init__()
         self.base, self.scale = base.requires_grad_(False), scale
         place = {"device": base.weight.device, "dtype": torch.float32}
-        self.down = nn.Linear(base.in_features, rank, bias=False, **place)  # drawn as nn.Linear is, as published
-        self.up = nn.Linear(rank, base.out_features, bias=False, **place)
+        # Drawn as nn.Linear is, as published.
+        self.down = nn.Linear(base.in_features, parts * rank, bias=False, **place)
+        self.up = Parts(rank, base.out_features, parts, **place)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,9 +53,9 @@ class LoraLinear(nn.Module):
 def add_lora(module: nn.Module, targets: Sequence[str], rank: int, alpha: float | None = None) -> list[nn.Parameter]:
     """Freezes all of `module` and puts LoRA of that rank around its linear layers -> the parameters to train.
 
-    `targets`: names of layers, or how they end: ("to_q", "to_k", "to_v", "to_out.0") is a UNet's attention. The scale
-    is alpha / rank; None is a scale of 1. Raises SettingsError for a rank below 1, for no such layer, and where there
-    is LoRA already.
+    `targets`: names of layers, or how they end: ("to_q", "to_k", "to_v", "to_out.0") is a UNet's attention, and
+    ("attention.qkv", "attention.out") a text tower's. The scale is alpha / rank; None is a scale of 1. Raises
+    SettingsError for a rank below 1, for no such layer, and where there is LoRA already.
     """
     if rank < 1:
         raise SettingsError(f"the rank of a LoRA is 1 or more, not {rank}")
@@ -56,7 +72,7 @@ def add_lora(module: nn.Module, targets: Sequence[str], rank: int, alpha: float 
     scale = 1.0 if alpha is None else alpha / rank
     added = []
     for name, layer in chosen.items():
-        lora = LoraLinear(layer, rank, scale).train(layer.training)
+        lora = LoraLinear(layer, rank, scale, JOINED.get(name.rpartition(".")[2], 1)).train(layer.training)
         _put(module, name, lora)
         added += [lora.down.weight, lora.up.weight]
     return added
@@ -71,7 +87,9 @@ def lora_state(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     state = {}
     for name, layer in _layers(module).items():
         state[f"{prefix}{name}.lora_A.weight"] = layer.down.weight.detach().clone()
-        state[f"{prefix}{name}.lora_B.weight"] = layer.up.weight.detach() * layer.scale
+        # Parts are one product too: each of its columns is of one part.
+        up = torch.block_diag(*layer.up.weight.detach().chunk(layer.up.parts))
+        state[f"{prefix}{name}.lora_B.weight"] = up * layer.scale
     return state
 
 

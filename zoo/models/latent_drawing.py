@@ -132,7 +132,6 @@ def draw(
         if sketch.mask is None or not model.inpaints:
             return sketch.image.to(weight.device).expand(len(seeds), -1, -1, -1)
         raise SettingsError(f"strength={sketch.strength} leaves no step of {count}: give more")
-    begin = _Beginning(model, sketch, numbers, start, how.sampler)
     known = model.unet.keys_values((contexts if without is None else torch.cat([without, contexts])).to(weight.dtype))
 
     clean: list[Tensor] = []  # what the last step makes of the picture, to be shown
@@ -155,9 +154,9 @@ def draw(
         return begin.keep(number, latents)
 
     words = {"noise": numbers, "start": start, "on_step": on_step, "progress": how.progress}
-    with packed(model.unet):
-        latents = sample(predict, begin.latents, model.schedule, how.sampler, **words)
-    return decode(model, latents)
+    with packed(model.unet), packed(model.vae):
+        begin = _Beginning(model, sketch, numbers, start, how.sampler)
+        return decode(model, sample(predict, begin.latents, model.schedule, how.sampler, **words))
 
 
 class _Beginning:
