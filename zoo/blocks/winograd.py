@@ -24,7 +24,7 @@ def transform(weight: Tensor) -> Tensor:
 
 
 def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """(B, C, H, W) in fp32 -> (B, K, H, W), channels last; one zero is padded on each side. `kernel`: of `transform`."""
+    """(B, C, H, W), fp32 -> (B, K, H, W), channels last; one zero is padded at each side. `kernel`: of `transform`."""
     batch, channels, height, width = x.shape
     rows, columns = (height + 1) // 2, (width + 1) // 2  # of tiles
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + width % 2, 1, 1 + height % 2))  # (B, 2 rows + 2, 2 columns + 2, C)
