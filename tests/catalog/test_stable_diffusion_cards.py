@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from zoo import AutoLoader, catalog, hub, weights
-from zoo.catalog import alt_diffusion, kl_vae, stable_diffusion
+from zoo.catalog import alt_diffusion, kl_vae, latent_diffusion, stable_diffusion
 from zoo.errors import DataError, DownloadError, WeightsMismatch
 from zoo.models.clip import TextConfig
 from zoo.models.kl_vae import KlVae, KlVaeConfig
@@ -17,7 +17,7 @@ from zoo.models.text_encoder import BertTextConfig
 from zoo.models.unet import UNetConfig
 
 TASK = "text2img"
-CARDS = stable_diffusion.CARDS + alt_diffusion.CARDS + kl_vae.CARDS
+CARDS = stable_diffusion.CARDS + latent_diffusion.CARDS + alt_diffusion.CARDS + kl_vae.CARDS
 SIZED = [card for card in CARDS if card.config]
 every_sized_card = pytest.mark.parametrize("card", SIZED, ids=lambda card: card.name)
 TINY = StableDiffusionConfig(
@@ -66,10 +66,18 @@ def test_the_network_of_a_card_has_its_parameters_and_its_sizes(card):
 
 @every_sized_card
 def test_what_is_loaded_agrees_with_its_card(card):
-    """In the layout of the folders on the hub, whose tensors are those of our own export."""
+    """In the layout of the folders on the hub, whose tensors are those of our own export; latent diffusion's in that of
+    CompVis's file."""
     model = network(card)
     state, config = model.state_dict(), dataclasses.asdict(model.config)
-    if card.task == TASK and card.files:  # those to train have no layout but ours
+    if card in latent_diffusion.CARDS and card.files:
+        from zoo.converters.stable_diffusion import to_compvis
+
+        with torch.device("meta"):
+            theirs = to_compvis(state, config)
+        said = ("betas", "alphas_cumprod")  # the card's, since these have no numbers
+        state, config = {name: tensor for name, tensor in theirs.items() if name not in said}, card.config
+    elif card.task == TASK and card.files:  # those to train have no layout but ours
         from zoo.converters.stable_diffusion import to_diffusers
 
         parts = to_diffusers(state, config)
@@ -107,6 +115,8 @@ def test_unets_and_towers_have_the_published_numbers_of_tensors_and_parameters()
     assert facts("stable-diffusion-v1-4", "vae") == (248, 83_653_863)
     assert facts("stable-diffusion-v1-5", "text")[1] == 123_060_480
     assert facts("stable-diffusion-2-base", "text")[1] == 340_387_840
+    assert facts("ldm-text2img-256", "unet")[1] == 403_623_939 and facts("ldm-text2img-256", "vae") == (205, 55_322_782)
+    assert facts("ldm-text2im-large-256", "unet") == (686, 872_300_484)
     assert facts("tiny-sd", "unet")[1] == 323_384_964 and facts("small-sd", "unet")[1] == 579_384_964
 
 
@@ -121,7 +131,7 @@ def test_what_no_weights_say_is_on_the_cards():
     second = {"stable-diffusion-2-base", "stable-diffusion-2-1-base", "stable-diffusion-2-1"}
     assert {name for name, (_, pad, _) in said.items() if pad == 0} == {
         *second,
-        "taiyi-stable-diffusion-1b-chinese-v0.1",
+        *("taiyi-stable-diffusion-1b-chinese-v0.1", "ldm-text2img-256", "ldm-text2im-large-256"),
     }
     assert said["stable-diffusion-v1-5"] == ("epsilon", 49407, False)
     sides = {card.name: network(card).image_size for card in SIZED if card.task == TASK}
@@ -182,6 +192,22 @@ def test_the_tower_of_taiyi_has_berts_tokenizer_and_says_what_it_needs(tmp_path)
     assert found.encode("狗猫") == [6, 5]
     with pytest.raises(WeightsMismatch, match="'start': 2"):
         stable_diffusion.tokenizer(config | {"start": 101}, {"tokenizer/vocab.txt": tmp_path / "vocab.txt"})
+
+
+def test_latent_diffusion_draws_as_published_and_has_berts_vocabulary_from_elsewhere(tmp_path, monkeypatch):
+    """README: 100 steps of DDIM of the figure of Conceptual Captions; --scale 5.0 --ddim_steps 50 for the large one."""
+    said = {card.name: card.config for card in latent_diffusion.CARDS}
+    drawing = {name: tuple(said[name].get(word) for word in ("sampler", "steps", "guidance")) for name in said}
+    assert drawing["ldm-text2img-256"] == ("ddim", 100, 1.0) and drawing["ldm-text2im-large-256"] == ("ddim", 50, 5.0)
+    special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
+    for name, file in (("ldm-text2img-256", "vocab.txt"), ("ldm-text2im-large-256", "tokenizer/vocab.txt")):
+        path = tmp_path / name / file
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join([special.get(id, f"[unused{id}]") for id in range(104)] + ["red", "apple"]))
+        asked = fetching(monkeypatch, tmp_path / name)
+        tokenizer = AutoLoader(TASK, name, model_dir=tmp_path / "models", device="cpu").get_tokenizer()
+        assert asked == [file]
+        assert tokenizer.tokenize_as_tensor(["Red apple"]).tolist() == [[101, 104, 105, 102] + [0] * 73]
 
 
 # --- downloads -------------------------------------------------------------------------------------------------------

@@ -12,8 +12,16 @@ import transformers
 from torch import Tensor, nn
 
 from zoo.errors import SettingsError
+from zoo.models import text_encoder
 from zoo.models.clip import TextConfig
-from zoo.models.text_encoder import BertTextConfig, BertTextEncoder, ClipTextEncoder, build_text, text_config
+from zoo.models.text_encoder import (
+    BertTextConfig,
+    BertTextEncoder,
+    ClipTextEncoder,
+    LdmTextConfig,
+    build_text,
+    text_config,
+)
 
 OPENAI = TextConfig(context=11, vocab=60, width=32, depth=3, heads=4)
 OPENCLIP = replace(OPENAI, activation="gelu")
@@ -184,6 +192,33 @@ def test_the_config_tells_which_tower_it_is():
     for config, kind in ((OPENAI, ClipTextEncoder), (M18, BertTextEncoder)):
         assert text_config(asdict(config)) == config
         assert type(build_text(config)) is kind
+
+
+LDM = LdmTextConfig(context=9, vocab=60, width=24, depth=3, heads=2, head_width=8)
+
+
+@pytest.mark.parametrize("config", [OPENAI, XLMR, LDM], ids=["CLIP", "XLM-R", "LDM"])
+def test_activations_computed_again_give_the_same_gradients(config, monkeypatch):
+    tower, given, again = spread(build_text(config)).train(), tokens(pad=1)[:, :9], []
+    recompute = text_encoder.recompute
+    monkeypatch.setattr(text_encoder, "recompute", lambda *inputs: again.append(1) or recompute(*inputs))
+    gradients = []
+    for tower.checkpointing in (False, True):
+        tower.zero_grad()
+        tower(given).square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in tower.named_parameters() if p.grad is not None})
+        assert len(again) == (config.depth if tower.checkpointing else 0)
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+def test_all_that_is_trained_gets_a_gradient_also_where_the_last_block_is_left_out():
+    tower = build_text(M18).requires_grad_(False).requires_grad_(True)
+    tower(tokens(pad=1)).sum().backward()
+    trained = [name for name, p in tower.named_parameters() if p.requires_grad]
+    assert len(trained) > 30 and all(tower.get_parameter(name).grad is not None for name in trained)
+    assert not any(name.startswith("blocks.2.") for name in trained)
+    assert all(p.requires_grad for p in build_text(XLMR).requires_grad_(True).parameters())
 
 
 @pytest.mark.parametrize(

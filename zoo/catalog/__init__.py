@@ -15,6 +15,7 @@ from zoo.catalog import (
     dalle_mini,
     dvae,
     kl_vae,
+    latent_diffusion,
     lpips,
     safety_checker,
     stable_diffusion,
@@ -35,6 +36,7 @@ CARDS: tuple[Card, ...] = (
         + clip_gen.CARDS
         + stable_diffusion_emoji.CARDS
         + stable_diffusion.CARDS
+        + latent_diffusion.CARDS
         + alt_diffusion.CARDS
     ),
     *(dvae.CARDS + vqgan.CARDS + kl_vae.CARDS + lpips.CARDS + safety_checker.CARDS),

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from zoo.catalog.card import Card, Config
 from zoo.catalog.kl_vae import STABLE_DIFFUSION as KL_F8
 from zoo.catalog.kl_vae import V1_FILE as V1_VAE
-from zoo.catalog.vqgan import LDM_F4
 from zoo.errors import DataError, WeightsMismatch
 from zoo.hub import File
 
@@ -62,8 +61,10 @@ def tokenizer(config: Config, files: Mapping[str, Path]) -> Any:
 
     Raises DataError when there is none, WeightsMismatch when its ids are not those of the weights.
     """
-    text = config["text"]
-    found = _bert(config, files) if "pad" in text else _clip(config, files)
+    from zoo.converters.text_encoder import tower_of
+
+    text, wanted = config["text"], tower_of(config["text"]).tokenizer
+    found = _clip(config, files) if wanted == "clip" else _bert(wanted, config, files)
     ends = {"start": found.start_token, "end": found.end_token, "pad": found.pad}
     if found.vocab_size > text["vocab"] or any(config[name] != id for name, id in ends.items()):
         raise WeightsMismatch(
@@ -86,10 +87,10 @@ def _clip(config: Config, files: Mapping[str, Path]) -> Any:
     return found
 
 
-def _bert(config: Config, files: Mapping[str, Path]) -> Any:
+def _bert(kind: str, config: Config, files: Mapping[str, Path]) -> Any:
     from zoo.tokenizers import TransformersTokenizer
 
-    kind, names = ("xlm-roberta", XLMR_FILES) if config["text"]["bridge"] else ("bert", BERT_FILES)
+    names = XLMR_FILES if kind == "xlm-roberta" else BERT_FILES
     here = [files[name].parent for name in (*names, *WHOLE) if name in files]
     if not here:
         raise DataError(f"this model's tokenizer needs {names[0]} or {WHOLE[0]} beside the weights")
@@ -243,25 +244,6 @@ CARDS = (
         V2_PARAMS,
         licence=V2_LICENCE,
         source="https://github.com/Stability-AI/stablediffusion",
-    ),
-    # High-Flyer's run on Conceptual Captions at 256 pixels: the sizes of latent diffusion's text2img256, of which the
-    # context's width is that of OpenAI's text tower instead of a BERT of its own.
-    card(
-        name="ldm-cc256",
-        config={
-            "text": CLIP_L,
-            "unet": UNET
-            | {"channels": 3, "out": 3, "widths": (192, 384, 576, 960), "attention": (1, 2, 3)}
-            | {"heads": (6, 12, 18, 30), "linear": True},
-            "vae": LDM_F4 | {"vocab": 8192},
-            "noise": NOISE | {"beta_start": 0.0015, "beta_end": 0.0195},
-            "pad": 49407,
-            **CLIP_ENDS,
-        },
-        params=584_710_561,
-        licence="that of the weights you train",
-        languages=(),
-        source="to train: examples/stable_diffusion_cc256.txt",
     ),
     # Pruned and distilled; of each the autoencoder and the text tower are those of version 1.
     *(

@@ -3,9 +3,9 @@ StableDiffusionConfig takes.
 
 Layouts:
     diffusers   a folder of folders: unet.*, vae.*, text_encoder.* as `weights.read` calls its tensors, and its configs
-                below "diffusers", as `weights.read_config` does
+                below "diffusers", as `weights.read_config` does; latent diffusion's own has vqvae.* and bert.*
     CompVis     one file: model.diffusion_model.*, first_stage_model.*, cond_stage_model.*, the averages of the UNet as
-                model_ema.*, and buffers of the noise; Stability AI's of version 2 too
+                model_ema.*, and buffers of the noise; Stability AI's of version 2 and latent diffusion's too
 
 Ours are the three parts of a StableDiffusion: text.*, unet.* and vae.*. To export a model for other programs:
 
@@ -29,10 +29,11 @@ log = logging.getLogger(__name__)
 
 WRAPPERS = ("state_dict.", "module.")
 PARTS = {  # what each is called by ours, diffusers and CompVis
-    "text": ("text.", "text_encoder.", "cond_stage_model."),
+    "text": ("text.", "text_encoder.", "bert.", "cond_stage_model."),
     "unet": ("unet.", "model.diffusion_model."),
-    "vae": ("vae.", "first_stage_model."),
+    "vae": ("vae.", "vqvae.", "first_stage_model."),
 }
+FOLDERS = {"text": ("text_encoder", "bert"), "unet": ("unet",), "vae": ("vae", "vqvae")}
 COMPVIS = "model.diffusion_model."
 IGNORED = noise.BUFFERS | {"scale_factor", "logvar"}
 DRAWING = ("caption_dropout", "min_snr", "noise_offset", "guidance", "rescale", "sampler", "steps")
@@ -41,7 +42,6 @@ NOISE = {
     **{"zero_snr": False, "offset": 1, "last_alpha_one": False},
 }
 V2_CONTEXT = 1024  # the width of OpenCLIP's tower; such UNets were published to predict the noise, and v
-BERT_ENDS, XLMR_ENDS = {"start": 101, "end": 102}, {"start": 0, "end": 2}
 
 
 def to_ours(state: Mapping[str, Tensor], config: Mapping, *, ema: bool = True) -> tuple[State, dict[str, Any]]:
@@ -55,7 +55,7 @@ def to_ours(state: Mapping[str, Tensor], config: Mapping, *, ema: bool = True) -
     state = unwrapped(state, WRAPPERS)
     theirs = config.get("diffusers", {})
     parts = {part: _part(state, part, ema) for part in PARTS}
-    told = {part: {**(config.get(part) or {}), **theirs.get(_folder(part), {})} for part in PARTS}
+    told = {part: _told(config.get(part), *(theirs.get(folder) for folder in FOLDERS[part])) for part in PARTS}
     told["text"] |= _window(theirs.get("tokenizer", {}))
     unet_state, unet_config = unet.to_ours(parts["unet"], told["unet"])
     text_state, text_config = text_encoder.to_ours(parts["text"], told["text"])
@@ -76,8 +76,9 @@ def to_ours(state: Mapping[str, Tensor], config: Mapping, *, ema: bool = True) -
     }
 
 
-def _folder(part: str) -> str:
-    return "text_encoder" if part == "text" else part
+def _told(*configs: Mapping | None) -> dict[str, Any]:
+    """What they say together, the last first."""
+    return {name: value for config in configs for name, value in (config or {}).items()}
 
 
 def _part(state: State, part: str, ema: bool) -> State:
@@ -101,15 +102,17 @@ def _beside(state: State) -> State:
 def _vae(part: State, told: Mapping, said: Mapping, state: State, side: int) -> tuple[State, dict[str, Any]]:
     """The first stage. Its pictures are as large as those of the UNet, whatever it was trained on itself."""
     told = {name: value for name, value in told.items() if name != "sample_size"}
-    vae, config = (vqgan if "quantize.embedding.weight" in part else kl_vae).to_ours(part, told)
+    has_codes = "quantize.embedding.weight" in part
+    vae, config = (vqgan if has_codes else kl_vae).to_ours(part, told)
     if "scale_factor" in state:
         factor = float(f"{float(state['scale_factor']):.5g}")
-        if abs(said.get("scale", factor) / factor - 1) > 1e-3:  # as half precision rounds
+        scale = 1.0 if has_codes else said.get("scale", factor)
+        if abs(scale / factor - 1) > 1e-3:  # as half precision rounds
             raise WeightsMismatch(
                 f"the latents in this file were multiplied with {factor:g}, and those of this model with "
-                f"{said['scale']:g}: the UNet was trained with another autoencoder; load it by the family's name"
+                f"{scale:g}: the UNet was trained with another autoencoder; load it by the family's name"
             )
-        config["scale"] = said.get("scale", factor)
+        config |= {} if has_codes else {"scale": scale}
     if "size" not in said:
         config["size"] = side << (len(config["widths"]) - 1)
     return vae, config
@@ -140,8 +143,8 @@ def _window(tokenizer: Mapping) -> dict[str, int]:
 def _ends(config: Mapping, text: Mapping, tokenizer: Mapping) -> dict[str, int]:
     """The ids around a prompt, and its length. OpenAI's tower was trained on prompts padded with the end token,
     OpenCLIP's with 0, of which the files of version 2 say both: there special_tokens_map.json comes first."""
-    if "pad" in text:
-        found = {**(XLMR_ENDS if text["first_position"] else BERT_ENDS), "pad": text["pad"]}
+    if ends := text_encoder.tower_of(text).ends:
+        found = {**ends, "pad": text.get("pad", config.get("pad", ends["pad"]))}
     else:
         end = text["vocab"] - 1
         pads = {"!": 0, "<|endoftext|>": end}
@@ -157,7 +160,15 @@ def _ends(config: Mapping, text: Mapping, tokenizer: Mapping) -> dict[str, int]:
 def to_diffusers(state: Mapping[str, Tensor], config: Mapping) -> dict[str, Any]:
     """Our state and config -> what a folder of diffusers holds: "unet", "vae" and "text_encoder", each its state and
     its config.json, and "scheduler", its scheduler_config.json. Raises WeightsMismatch for what has no place there."""
-    _check_kl(config)
+    if "vocab" in config["vae"]:
+        raise WeightsMismatch(
+            "diffusers' folder has no place for a VQ first stage: hand this model on as CompVis's single file"
+        )
+    if text_encoder.tower_of(config["text"]) is text_encoder.LDM_BERT:
+        raise WeightsMismatch(
+            "diffusers has another pipeline for latent diffusion's text tower, LDMTextToImagePipeline, and zoo does "
+            "not write its folder: hand this model on as CompVis's single file"
+        )
     return {
         "unet": unet.to_diffusers(below(state, "unet."), config["unet"]),
         "vae": kl_vae.to_diffusers(below(state, "vae."), config["vae"]),
@@ -170,10 +181,9 @@ def to_compvis(state: Mapping[str, Tensor], config: Mapping, ema: Mapping[str, T
     """Our state and config -> one CompVis file, as below "state_dict" there. `ema`: our state of averages, of which the
     UNet's are written beside. Such a file has no place for what the network predicts: say it where it is loaded.
 
-    Of version 2 the block and the projection that are never used are not there. Raises WeightsMismatch for what
-    CompVis's networks do not have.
+    What is never used is not there: a block and a projection of version 2, the head of latent diffusion's tower.
+    Raises WeightsMismatch for what CompVis's networks do not have.
     """
-    _check_kl(config)
     if config["noise"]["shape"] == "cosine" or config["noise"]["zero_snr"]:
         raise SettingsError("CompVis's files have no place for this noise schedule: hand it on as diffusers' folder")
     theirs = _below(COMPVIS, unet.to_compvis(below(state, "unet."), config["unet"]))
@@ -181,7 +191,9 @@ def to_compvis(state: Mapping[str, Tensor], config: Mapping, ema: Mapping[str, T
         averages = unet.to_compvis(below(ema, "unet."), config["unet"])
         root = COMPVIS.removeprefix("model.")
         theirs |= {unet.AVERAGES + (root + name).replace(".", ""): tensor for name, tensor in averages.items()}
-    theirs |= _below("first_stage_model.", below(state, "vae."))
+    first = below(state, "vae.")
+    first = vqgan.to_taming(first, config["vae"]) if "vocab" in config["vae"] else first
+    theirs |= _below("first_stage_model.", first)
     theirs |= _below("cond_stage_model.", text_encoder.to_compvis(below(state, "text."), config["text"]))
     betas = noise.betas_of(config["noise"])
     return theirs | {"betas": betas.float(), "alphas_cumprod": (1 - betas).cumprod(0).float()}
@@ -189,8 +201,3 @@ def to_compvis(state: Mapping[str, Tensor], config: Mapping, ema: Mapping[str, T
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
-
-
-def _check_kl(config: Mapping) -> None:
-    if "vocab" in config["vae"]:
-        raise WeightsMismatch("this layout has no place for a VQ first stage: hand this model on in zoo's own")

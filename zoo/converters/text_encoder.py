@@ -1,5 +1,5 @@
 """Published weights of the text towers that a UNet reads <-> ours. A state maps names to tensors; our config is what
-TextConfig takes, or BertTextConfig.
+TextConfig takes, or BertTextConfig, or LdmTextConfig; `tower_of` tells which.
 
 Layouts, each with any prefix:
     transformers     CLIPTextModel, text_model. before its names or not, as its versions have it; OpenAI's tower
@@ -7,6 +7,7 @@ Layouts, each with any prefix:
     BERT             BertModel, of Taiyi-Stable-Diffusion
     XLM-RoBERTa      RobertaSeriesModelWithTransformation of AltDiffusion; with transformation_pre that of
                      AltDiffusion-m18, which leaves the last block out
+    latent diffusion its own tower, as CompVis and diffusers hold it: see ldm_text
 
 Sources: transformers, models/clip; Stability-AI/stablediffusion, FrozenOpenCLIPEmbedder; diffusers, alt_diffusion,
 modeling_roberta_series.py.
@@ -22,12 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.converters import ldm_text
 from zoo.converters.clip_names import BERT, HF_TEXT, OPENAI_TEXT, Layout, Names
 from zoo.converters.modules import State, below, count, refuse, some
 from zoo.errors import WeightsMismatch
 
 UNUSED = re.compile(
-    r"(^|.*\.)(position_ids|token_type_ids|attn_mask)$|(roberta\.)?pooler\.|text_projection|logit_scale$"
+    r"(^|.*\.)(position_ids|token_type_ids|attn_mask)$|(roberta\.)?pooler\.|text_projection|logit_scale$|"
+    r"(.*\.)?to_logits\."
 )
 OPENCLIP_DEPTH = 24  # of the tower that Stable Diffusion 2 has; its last block is left out
 HEAD_WIDTH = 64  # of every published tower
@@ -37,6 +40,8 @@ CLIP_SAID = {"activation": "quick_gelu"}
 OPENCLIP_SAID = {"activation": "gelu"}
 BERT_SAID = {"context": 512, "activation": "gelu", "eps": 1e-12, "first_position": 0, "pad": 0, "masked": False}
 XLMR_SAID = {"context": 77, "activation": "gelu", "eps": 1e-5, "first_position": 2, "pad": 1, "masked": True}
+# The ids around a prompt, by tokenizer; those of CLIP's are its last ones.
+ENDS = {"clip": {}, "bert": {"start": 101, "end": 102, "pad": 0}, "xlm-roberta": {"start": 0, "end": 2, "pad": 1}}
 BRIDGE, M18_BRIDGE = {"bridge.*": "transformation.*"}, {"norm_out.*": "pre_LN.*", "bridge.*": "transformation_pre.*"}
 
 
@@ -59,28 +64,50 @@ def _prefixed(names: Names, prefix: str) -> Names:
 
 @dataclass(frozen=True)
 class Tower:
-    """One published layout, whose tensor of words is called `mark`, and what no shape tells of it."""
+    """One published layout, whose tensor of words is called `mark`; what no shape tells of it, and what its config.json
+    may not say otherwise; and the kind of its tokenizer."""
 
     layout: Layout
     said: Mapping[str, Any]
+    fixed: Mapping[str, Any]
+    tokenizer: str
 
     @property
     def mark(self) -> str:
         return self.layout.marks[0]
 
+    @property
+    def ends(self) -> Mapping[str, int]:
+        """The ids around a prompt, none for CLIP's."""
+        return ENDS[self.tokenizer]
 
-def _known(name: str, mark: str, names: Names, said: Mapping[str, Any]) -> Tower:
-    return Tower(Layout(name, (mark,), names), said)
+
+def _known(
+    name: str, mark: str, names: Names, said: Mapping[str, Any], fixed: Mapping[str, Any], tokenizer: str
+) -> Tower:
+    return Tower(Layout(name, (mark,), names), said, fixed, tokenizer)
 
 
-HF = _known("transformers", "embeddings.token_embedding.weight", _tower(HF_TEXT, "text_model."), CLIP_SAID)
-OPENCLIP = _known("open_clip", "token_embedding.weight", _tower(OPENAI_TEXT), OPENCLIP_SAID)
+_HF_MARK, _ROBERTA_MARK = "embeddings.token_embedding.weight", "roberta.embeddings.word_embeddings.weight"
 _ROBERTA = _prefixed(BERT, "roberta.")
-M18 = _known("XLM-RoBERTa", "roberta.embeddings.word_embeddings.weight", _ROBERTA | M18_BRIDGE, XLMR_SAID)
-XLMR = _known("XLM-RoBERTa", "roberta.embeddings.word_embeddings.weight", _ROBERTA | BRIDGE, XLMR_SAID)
-CHINESE = _known("BERT", "embeddings.word_embeddings.weight", BERT, BERT_SAID)
+HF = _known("transformers", _HF_MARK, _tower(HF_TEXT, "text_model."), CLIP_SAID, CLIP_FIXED, "clip")
+OPENCLIP = _known("open_clip", "token_embedding.weight", _tower(OPENAI_TEXT), OPENCLIP_SAID, CLIP_FIXED, "clip")
+M18 = _known("XLM-RoBERTa", _ROBERTA_MARK, _ROBERTA | M18_BRIDGE, XLMR_SAID, {}, "xlm-roberta")
+XLMR = _known("XLM-RoBERTa", _ROBERTA_MARK, _ROBERTA | BRIDGE, XLMR_SAID, {}, "xlm-roberta")
+CHINESE = _known("BERT", "embeddings.word_embeddings.weight", BERT, BERT_SAID, {}, "bert")
+LDM = _known("CompVis", "token_emb.weight", ldm_text.COMPVIS, ldm_text.SAID, {}, "bert")
+LDM_BERT = _known("diffusers", "embed_tokens.weight", ldm_text.DIFFUSERS, ldm_text.SAID, ldm_text.FIXED, "bert")
 OURS = "embed.weight"
-TOWERS = (HF, OPENCLIP, XLMR, CHINESE)  # in order: the marks of the first are longer
+TOWERS = (HF, OPENCLIP, XLMR, CHINESE, LDM, LDM_BERT)  # in order: the marks of the first are longer
+
+
+def tower_of(config: Mapping) -> Tower:
+    """The tower of our config, in the layout that transformers or diffusers has for it."""
+    if "head_width" in config:
+        return LDM_BERT
+    if "pad" not in config:
+        return HF
+    return M18 if config.get("norm") else XLMR if config.get("bridge") else CHINESE
 
 
 def to_ours(state: Mapping[str, Tensor], config: Mapping) -> tuple[State, dict[str, Any]]:
@@ -103,8 +130,9 @@ def to_ours(state: Mapping[str, Tensor], config: Mapping) -> tuple[State, dict[s
         left = {name: tensor for name, tensor in left.items() if not name.startswith(unused)}
     if tower is OPENCLIP:
         left = _without_last(left, whole="text_projection" in inside)
-    if tower in (HF, OPENCLIP):
-        refuse(config, CLIP_FIXED, "text tower")
+    if tower is LDM:
+        left = ldm_text.paired(left)
+    refuse(config, tower.fixed, "text tower")
     # Some versions of transformers save BERT's `layer` as `layers`.
     left = {
         re.sub(r"\bencoder\.layers\.(\d+)\.(attention|interm|output)", r"encoder.layer.\1.\2", n): t
@@ -125,8 +153,8 @@ def _found(state: Mapping[str, Tensor]) -> tuple[Tower, str]:
             if prefix != name and (not prefix or prefix.endswith(".")):
                 return tower, prefix
     raise WeightsMismatch(
-        f"these {some(state)} are no text tower of a Stable Diffusion as transformers, open_clip or AltDiffusion "
-        "published it, nor zoo's own"
+        f"these {some(state)} are no text tower of a Stable Diffusion as transformers, open_clip, AltDiffusion or "
+        "latent diffusion published it, nor zoo's own"
     )
 
 
@@ -153,8 +181,13 @@ def _config(ours: State, config: Mapping, tower: Tower) -> dict[str, Any]:
         "eps": "layer_norm_eps",
         "pad": "pad_token_id",
         "masked": "use_attention_mask",
+        "heads": "encoder_attention_heads",
     }
     said |= {ours: config[name] for ours, name in theirs.items() if ours in tower.said and name in config}
+    if tower in (LDM, LDM_BERT):
+        inner = ours.get("blocks.0.attention.qkv.weight", up[:0]).shape[0] // 3
+        sizes = {"context": ours["positions"].shape[0], "vocab": vocab, "width": width, "depth": _blocks(ours)}
+        return {**said, **sizes, "head_width": inner // said["heads"], "mlp_ratio": up.shape[0] / width}
     sizes = {
         "vocab": vocab,
         "width": width,
@@ -173,10 +206,12 @@ def _config(ours: State, config: Mapping, tower: Tower) -> dict[str, Any]:
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 def to_transformers(state: Mapping[str, Tensor], config: Mapping) -> tuple[State, dict[str, Any]]:
-    """Our state and config -> those of a CLIPTextModel as its files hold it, a BertModel, or AltDiffusion's
-    RobertaSeriesModelWithTransformation (its config.json)."""
-    tower = HF if "pad" not in config else M18 if config.get("norm") else XLMR if config.get("bridge") else CHINESE
+    """Our state and config -> those of a CLIPTextModel as its files hold it, a BertModel, AltDiffusion's
+    RobertaSeriesModelWithTransformation (its config.json), or diffusers' LDMBertModel without its head."""
+    tower = tower_of(config)
     theirs = _written(state, tower.layout)
+    if tower is LDM_BERT:
+        return {f"model.{name}": tensor for name, tensor in theirs.items()}, ldm_text.to_config(config)
     sizes = {
         "vocab_size": config["vocab"],
         "hidden_size": config["width"],
@@ -202,8 +237,12 @@ def to_transformers(state: Mapping[str, Tensor], config: Mapping) -> tuple[State
 
 def to_compvis(state: Mapping[str, Tensor], config: Mapping) -> State:
     """Our state and config -> what is below cond_stage_model. in CompVis's files, or, of OpenCLIP's tower, in
-    Stability AI's, without the block and the projection that are not used. Raises WeightsMismatch for other towers."""
-    if "pad" in config:
+    Stability AI's, without what is not used: block and projection, or head. Raises WeightsMismatch for other towers."""
+    known = tower_of(config)
+    if known is LDM_BERT:
+        theirs = ldm_text.unpaired(_written(state, LDM.layout))
+        return {f"transformer.{name}": tensor for name, tensor in theirs.items()}
+    if known is not HF:
         raise WeightsMismatch("CompVis's files have no place for a BERT: hand this model on as diffusers' folder")
     tower, prefix = (HF, "transformer.text_model.") if config["activation"] == "quick_gelu" else (OPENCLIP, "model.")
     return {prefix + name: tensor for name, tensor in _written(state, tower.layout).items()}

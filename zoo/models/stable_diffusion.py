@@ -23,7 +23,7 @@ from zoo.models.clip import TextConfig
 from zoo.models.kl_vae import KlVae, KlVaeConfig, sample_moments
 from zoo.models.latent_drawing import Drawing, Sketch, draw, sketch_of
 from zoo.models.prompt_contexts import PromptReader
-from zoo.models.text_encoder import BertTextConfig, build_text, text_config
+from zoo.models.text_encoder import TowerConfig, build_text, text_config
 from zoo.models.unet import UNet, UNetConfig
 from zoo.models.vq_latents import VqLatents, build_vae, vae_config
 from zoo.models.vqgan import VqganConfig
@@ -46,7 +46,7 @@ class StableDiffusionConfig:
     learnt. What `generate` takes where nothing else is asked for: `guidance`, its `rescale`, `sampler` and `steps`.
     """
 
-    text: TextConfig | BertTextConfig = OPENAI_TEXT
+    text: TowerConfig = OPENAI_TEXT
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: KlVaeConfig | VqganConfig = field(default_factory=KlVaeConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
@@ -139,6 +139,7 @@ class StableDiffusion(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Blocks' activations are computed again in the backward pass."""
         self.unet.set_grad_checkpointing(enable)
+        self.text.checkpointing = enable
 
     # --- training ----------------------------------------------------------------------------------------------------
     def forward(

@@ -1,7 +1,8 @@
-"""Text towers that tell a UNet of every token: CLIP's (OpenAI's and OpenCLIP's), BERT and XLM-RoBERTa.
+"""Text towers that tell a UNet of every token: CLIP's (OpenAI's and OpenCLIP's), BERT and XLM-RoBERTa, and the one that
+latent diffusion trained together with its UNet.
 
 B batch, T tokens, D width. Sources: CompVis/stable-diffusion, FrozenCLIPEmbedder; Stability-AI/stablediffusion,
-FrozenOpenCLIPEmbedder; BAAI/AltDiffusion; IDEA-CCNL/Taiyi-Stable-Diffusion.
+FrozenOpenCLIPEmbedder; BAAI/AltDiffusion; IDEA-CCNL/Taiyi-Stable-Diffusion; CompVis/latent-diffusion, BERTEmbedder.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.blocks.transformer import Transformer
+from zoo.blocks.recompute import recompute
+from zoo.blocks.transformer import Block, Transformer
 from zoo.errors import SettingsError
 from zoo.models.clip import TextConfig
 from zoo.models.clip_bert import BertBlock, BertConfig
@@ -36,6 +38,7 @@ class ClipTextEncoder(nn.Module):
             causal=True,
         )
         self.norm_out = nn.LayerNorm(config.width)
+        self.checkpointing = False
         nn.init.normal_(self.positions, std=0.01)
 
     @property
@@ -48,15 +51,9 @@ class ClipTextEncoder(nn.Module):
 
         Raises SettingsError for more tokens than positions, or as many blocks to skip as there are.
         """
-        length, depth = tokens.shape[1], self.config.depth
-        if length > self.config.context:
-            raise SettingsError(f"{length} tokens, and this text tower reads {self.config.context}: cut into windows")
-        if not 0 <= skip < depth:
-            raise SettingsError(f"skip={skip}: this text tower has {depth} blocks; give 0 to {depth - 1}")
-        x = self.embed(tokens) + self.positions[:length]  # (B, T, D)
-        for block in self.transformer.blocks[: depth - skip]:
-            x = block(x)
-        return self.norm_out(x)
+        _check(tokens, skip, self.config)
+        x = self.embed(tokens) + self.positions[: tokens.shape[1]]  # (B, T, D)
+        return self.norm_out(_through(self, self.transformer.blocks[: self.config.depth - skip], x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +80,14 @@ class BertTextEncoder(nn.Module):
         self.blocks = nn.ModuleList(BertBlock(config) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(width, config.eps) if config.norm else nn.Identity()
         self.bridge = nn.Linear(width, config.bridge) if config.bridge else nn.Identity()
+        self.checkpointing = False
+
+    def requires_grad_(self, requires_grad: bool = True) -> BertTextEncoder:
+        """Without a last block that is left out: DDP waits for the gradient of all that is trained."""
+        super().requires_grad_(requires_grad)
+        if self.config.penultimate:
+            self.blocks[-1].requires_grad_(False)
+        return self
 
     @property
     def width(self) -> int:
@@ -100,22 +105,96 @@ class BertTextEncoder(nn.Module):
         # XLM-RoBERTa gives padding the place of its padding's row.
         places = torch.where(tokens == config.pad, config.pad, places) if config.first_position else places
         x = self.norm_in(self.embed(tokens) + self.positions(places) + self.types.weight[0])  # (B, T, D)
-        for block in self.blocks[:depth]:
-            x = block(x, mask)
-        return self.bridge(self.norm_out(x))
+        return self.bridge(self.norm_out(_through(self, self.blocks[:depth], x, mask)))
 
 
-def text_config(sizes: Mapping) -> TextConfig | BertTextConfig:
+@dataclass(frozen=True, kw_only=True)
+class LdmTextConfig:
+    """Sizes of latent diffusion's own tower; the defaults are those of its largest model. Heads are of `head_width`,
+    whatever the width of the tokens."""
+
+    context: int = 77
+    vocab: int = 30522  # of bert-base-uncased
+    width: int = 1280
+    depth: int = 32
+    heads: int = 8
+    head_width: int = 64
+    mlp_ratio: float = 4.0
+
+
+class LdmBlock(Block):
+    """A block whose heads together are not as wide as its tokens; queries, keys and values have no bias."""
+
+    def __init__(self, config: LdmTextConfig):
+        super().__init__(config.width, config.heads, config.mlp_ratio, "gelu", causal=False)
+        inner = config.heads * config.head_width
+        self.attention.qkv = nn.Linear(config.width, 3 * inner, bias=False)
+        self.attention.out = nn.Linear(inner, config.width)
+
+
+class LdmTextEncoder(nn.Module):
+    """The transformer that latent diffusion trained together with its UNet; only its tokens are BERT's. It looks both
+    ways and reads padding like any token."""
+
+    def __init__(self, config: LdmTextConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab, config.width)
+        self.positions = nn.Parameter(torch.empty(config.context, config.width))
+        self.blocks = nn.ModuleList(LdmBlock(config) for _ in range(config.depth))
+        self.norm_out = nn.LayerNorm(config.width)
+        self.checkpointing = False
+        for parameter in (self.embed.weight, self.positions):
+            nn.init.normal_(parameter, std=0.02)  # as published; it was trained from nothing
+
+    @property
+    def width(self) -> int:
+        """Numbers of the context for each token."""
+        return self.config.width
+
+    def forward(self, tokens: Tensor, skip: int = 0) -> Tensor:
+        """Tokens (B, T) -> context (B, T, D), normed. `skip`: so many of the last blocks are left out.
+
+        Raises SettingsError for more tokens than positions, or as many blocks to skip as there are.
+        """
+        _check(tokens, skip, self.config)
+        x = self.embed(tokens) + self.positions[: tokens.shape[1]]  # (B, T, D)
+        return self.norm_out(_through(self, self.blocks[: self.config.depth - skip], x))
+
+
+def _through(tower: nn.Module, blocks: nn.ModuleList, x: Tensor, *mask: Tensor | None) -> Tensor:
+    """(B, T, D) -> (B, T, D), activations computed again in the backward pass where `checkpointing` is set."""
+    for block in blocks:
+        x = recompute(block, x, *mask) if tower.checkpointing and tower.training else block(x, *mask)
+    return x
+
+
+def _check(tokens: Tensor, skip: int, config: TextConfig | LdmTextConfig) -> None:
+    length = tokens.shape[1]
+    if length > config.context:
+        raise SettingsError(f"{length} tokens, and this text tower reads {config.context}: cut into windows")
+    if not 0 <= skip < config.depth:
+        raise SettingsError(f"skip={skip}: this text tower has {config.depth} blocks; give 0 to {config.depth - 1}")
+
+
+TowerConfig = TextConfig | BertTextConfig | LdmTextConfig
+Tower = ClipTextEncoder | BertTextEncoder | LdmTextEncoder
+# Each kind of config by a field that it alone has; CLIP's has none.
+MARKS = {"pad": BertTextConfig, "head_width": LdmTextConfig}
+TOWERS = {TextConfig: ClipTextEncoder, BertTextConfig: BertTextEncoder, LdmTextConfig: LdmTextEncoder}
+
+
+def text_config(sizes: Mapping) -> TowerConfig:
     """The config that `dataclasses.asdict` says. Unknown names raise TypeError."""
-    return (BertTextConfig if "pad" in sizes else TextConfig)(**sizes)
+    return next((kind for mark, kind in MARKS.items() if mark in sizes), TextConfig)(**sizes)
 
 
-def build_text(config: TextConfig | BertTextConfig) -> ClipTextEncoder | BertTextEncoder:
+def build_text(config: TowerConfig) -> Tower:
     """The tower of that config."""
-    return (BertTextEncoder if isinstance(config, BertTextConfig) else ClipTextEncoder)(config)
+    return TOWERS[type(config)](config)
 
 
-def text_of(clip: nn.Module) -> ClipTextEncoder | BertTextEncoder:
+def text_of(clip: nn.Module) -> Tower:
     """The text tower of a CLIP, with its weights, without its projection."""
     tower, state = build_text(clip.config.text), clip.text.state_dict()
     tower.load_state_dict({name: state[name] for name in tower.state_dict()})

@@ -39,15 +39,13 @@ KNOWN_NAMES = (
     "flax_model.msgpack",
 )
 # A folder of folders, as diffusers writes it: the networks that are read, each from its own, and what says that it is.
-NETWORKS = ("text_encoder", "unet", "vae")
+NETWORKS = ("text_encoder", "bert", "unet", "vae", "vqvae")
 FOLDER_INDEX = "model_index.json"
 OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 CONFIGS = ("config.json", "open_clip_config.json")
 FOLDER_CONFIGS = {  # files of a folder of folders that say something; of one entry the last is believed
-    "text_encoder": ("config.json",),
-    "unet": ("config.json",),
-    "vae": ("config.json",),
+    **dict.fromkeys(NETWORKS, ("config.json",)),
     "scheduler": ("scheduler_config.json",),
     "tokenizer": ("tokenizer_config.json", "special_tokens_map.json"),
 }
