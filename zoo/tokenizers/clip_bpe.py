@@ -73,15 +73,14 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
 
     Of OpenAI's file only the 48,894 that CLIP uses. Raises DataError for a file of another format.
     """
-    header, *lines = read_text(path, "a merges file").removesuffix("\n").split("\n")
+    header, _, text = read_text(path, "a merges file").removesuffix("\n").partition("\n")
     if "#version" not in header:
         raise DataError(f"{path} is not a merges file: its first line should be like '#version: 0.2'")
-    if header.startswith(PUBLISHED_HEADER):
-        lines = lines[:PUBLISHED_MERGES]
+    count = PUBLISHED_MERGES if header.startswith(PUBLISHED_HEADER) else text.count("\n") + 1
     known, merges = {*ALPHABET, *ENDS}, []
-    for number, line in enumerate(lines, start=2):
+    for number, line in enumerate(text.split("\n", count)[:count], start=2):
         pieces = tuple(line.split())
-        if len(pieces) != 2 or not known.issuperset(pieces):
+        if len(pieces) != 2 or pieces[0] not in known or pieces[1] not in known:
             raise DataError(f"{path} is not a merges file: line {number} should join two pieces of the lines above")
         known.add(pieces[0] + pieces[1])
         merges.append(pieces)
