@@ -7,8 +7,8 @@
     deepspeed --hostfile hostfile examples/train_clip.py               # or torchrun, or accelerate launch
 
 Start the same command again and it goes on where it was stopped or killed. The run folder holds settings.json,
-log.jsonl, checkpoints/, and at the end model.safetensors with its config.json, which
-AutoLoader("txt_img_matching", "clip", weights=FOLDER) loads.
+log.jsonl, checkpoints/, and at the end model.safetensors with its config.json and tokenizer, which
+AutoLoader("txt_img_matching", "clip", weights=FOLDER) loads; so does best/ in it.
 
 clip-emoji-tiny was trained by (about 50 minutes on two cores):
 
@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from zoo import AutoLoader, Trainer, weights
+from zoo import Trainer
+from zoo.commands.model_options import find, vocabulary_files
 from zoo.data import CsvDataset, Distort, clip_train_transform, clip_transform, collate_fn, open_dataset
 from zoo.hub import File, fetch
 from zoo.metrics.embed import embed
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="train_clip.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", help="weights to start from (see `zoo list`); default: a small untrained one")
+    parser.add_argument("--model", help="a card or a run folder to start from; default: a small untrained one")
     parser.add_argument("--pairs", type=Path, help="tsv or csv of title and filepath; default: packaged emoji")
     parser.add_argument("--pictures", type=Path, help="folder that the filepaths of --pairs start from")
     parser.add_argument("--language", default="both", choices=("en", "zh", "both"), help="of the emoji captions")
@@ -63,18 +64,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def build(args: argparse.Namespace) -> tuple[Clip, ClipTokenizer]:
-    """The model to train and its tokenizer, whose files go to the run folder: the weights are useless without them."""
-    args.run_folder.mkdir(parents=True, exist_ok=True)
+def build(args: argparse.Namespace) -> tuple[Clip, ClipTokenizer, dict[str, Path]]:
+    """The model to train, its tokenizer, and the files of that."""
     if args.model:
-        loader = AutoLoader("txt_img_matching", args.model, device="cpu", dtype="float32")
-        for file in loader.card.files[1:]:
-            weights.copy_file(fetch(file, loader.folder), args.run_folder / file.name)
-        return loader.get_model(), loader.get_tokenizer()
+        loader = find("txt_img_matching", "clip", args.model)
+        return loader.get_model(), loader.get_tokenizer(), vocabulary_files(loader)
     torch.manual_seed(args.seed)
-    merges = weights.copy_file(fetch(EMOJI_MERGES), args.run_folder / EMOJI_MERGES.name)
-    config = replace(EMOJI_CLIP, loss=args.loss)
-    return Clip(config), ClipTokenizer(merges, context_length=config.text.context)
+    merges, config = fetch(EMOJI_MERGES), replace(EMOJI_CLIP, loss=args.loss)
+    return Clip(config), ClipTokenizer(merges, context_length=config.text.context), {EMOJI_MERGES.name: merges}
 
 
 def open_data(args: argparse.Namespace, model: Clip, tokenizer: ClipTokenizer) -> tuple[Dataset, Dataset | None]:
@@ -99,7 +96,7 @@ def measure(dataset: Dataset, model: Clip) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    model, tokenizer = build(args)
+    model, tokenizer, vocabulary = build(args)
     model.chunk = args.chunk
     if args.lock_image:
         model.lock("image")
@@ -114,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         about={name: str(getattr(args, name)) for name in CHANGES_THE_DATA_OR_THE_MODEL},
         best="picture_to_text_R@1" if held_out else "loss",
         maximise=True if held_out else None,
+        beside=vocabulary,
         **words,
     )
     evaluate = partial(measure, held_out) if held_out else None

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, StackDataset, Subset
 
 from zoo import AutoLoader, Trainer, catalog, distributed, weights
-from zoo.commands.model_options import find
+from zoo.commands.model_options import find, vocabulary_files
 from zoo.commands.samples import draw_samples
 from zoo.data import collate_fn, dvae_train_transform, list_datasets, open_pictures, unit_transform
 from zoo.data.codes import check_codes, check_embeddings, encode_dataset
@@ -32,7 +32,6 @@ from zoo.models.clip_gen_transformer import ClipGenTransformer, ClipGenTransform
 from zoo.training.options import add_options, trainer_words
 
 HELD_OUT = 400  # pictures that each evaluation looks at
-VOCABULARIES = ("merges.txt.gz", "vocab.txt", "tokenizer.json", "sentencepiece.bpe.model")
 CHANGES_THE_DATA_OR_THE_MODEL = (
     *("ds", "vqgan", "clip", "cache", "views", "model", "width", "depth", "heads", "dropout"),
     *("condition_dropout", "noise", "code_dropout", "embedding_weight"),
@@ -76,18 +75,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def build(args: argparse.Namespace, trainer: Trainer) -> ClipGen:
-    """The model to train, its transformer in pieces under ZeRO-3. The tokenizer's files go to the run folder: the
-    weights are useless without them."""
-    args.run_folder.mkdir(parents=True, exist_ok=True)
-    matching = find("txt_img_matching", "clip", args.clip)
-    for name, file in matching.tokenizer_files().items():
-        if name in VOCABULARIES:
-            weights.copy_file(file, args.run_folder / name)
+def source(args: argparse.Namespace) -> AutoLoader:
+    """What gives the model its tokenizer: a model to go on with, or the CLIP that a new one reads."""
     card = catalog.find("text2img", args.model) if args.model else None
     if card and card.files:
-        return AutoLoader("text2img", args.model, device="cpu", dtype="float32").get_model()
-    clip, vqgan = matching.get_model(), find("img_tokenizing", "vqgan", args.vqgan).get_model()
+        return AutoLoader("text2img", args.model, device="cpu", dtype="float32")
+    return find("txt_img_matching", "clip", args.clip)
+
+
+def build(args: argparse.Namespace, trainer: Trainer, loader: AutoLoader) -> ClipGen:
+    """The model to train, its transformer in pieces under ZeRO-3."""
+    if loader.card.task == "text2img":
+        return loader.get_model()
+    card = catalog.find("text2img", args.model) if args.model else None
+    clip, vqgan = loader.get_model(), find("img_tokenizing", "vqgan", args.vqgan).get_model()
     if card:
         sizes = ClipGenTransformerConfig.from_dict(card.config["transformer"] | {"dropout": args.dropout})
     else:
@@ -103,7 +104,7 @@ def build(args: argparse.Namespace, trainer: Trainer) -> ClipGen:
     how = {n: getattr(args, n) for n in ("condition_dropout", "noise", "code_dropout", "embedding_weight")}
     config = ClipGenConfig(clip=clip.config, image=vqgan.config, transformer=sizes, **how)
     torch.manual_seed(args.seed)
-    return ClipGen(config, clip, vqgan, trainer.build(lambda: ClipGenTransformer(sizes)), matching.get_tokenizer())
+    return ClipGen(config, clip, vqgan, trainer.build(lambda: ClipGenTransformer(sizes)), loader.get_tokenizer())
 
 
 def open_data(args: argparse.Namespace, model: ClipGen) -> tuple[Dataset, Dataset | None]:
@@ -147,14 +148,16 @@ def main(argv: list[str] | None = None) -> None:
     words = trainer_words(args)
     if not args.steps and not args.epochs:
         words["epochs"] = 10
+    loader = source(args)
     trainer = Trainer(
         experiment_name="clip_gen",
         betas=(0.9, 0.95),
         about={name: str(getattr(args, name)) for name in CHANGES_THE_DATA_OR_THE_MODEL},
         best="loss",
+        beside=vocabulary_files(loader),
         **words,
     )
-    model = build(args, trainer)
+    model = build(args, trainer, loader)
     train, held_out = open_data(args, model)
 
     def evaluate(shown: ClipGen) -> dict[str, float]:

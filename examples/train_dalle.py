@@ -26,10 +26,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from zoo import AutoLoader, Trainer, catalog, distributed, weights
-from zoo.commands.model_options import find
+from zoo.commands.model_options import find, vocabulary_files
 from zoo.commands.samples import draw_samples
 from zoo.data import CsvDataset, collate_fn, dalle_train_transform, open_dataset
 from zoo.data.codes import CodesDataset, check_codes, codes_collate, encode_dataset
+from zoo.errors import SettingsError
 from zoo.hub import File, fetch
 from zoo.models.dalle import Dalle, DalleConfig
 from zoo.models.dalle_transformer import DalleTransformer, TransformerConfig
@@ -83,14 +84,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def build(args: argparse.Namespace, trainer: Trainer) -> Dalle:
-    """The model to train, its transformer in pieces under ZeRO-3. The tokenizer's file goes to the run folder: the
-    weights are useless without it."""
-    args.run_folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = weights.copy_file(args.vocabulary or fetch(EMOJI_VOCABULARY), args.run_folder / EMOJI_VOCABULARY.name)
+def source(args: argparse.Namespace) -> tuple[AutoLoader | None, dict[str, Path]]:
+    """The published model to go on with, if there is one, and the files of the tokenizer. Raises SettingsError."""
     card = catalog.find("text2img", args.model) if args.model else None
-    if card and card.files:
-        return AutoLoader("text2img", args.model, device="cpu", dtype="float32").get_model()
+    if not card or not card.files:
+        return None, {EMOJI_VOCABULARY.name: args.vocabulary or fetch(EMOJI_VOCABULARY)}
+    if args.vocabulary:
+        raise SettingsError(f"--vocabulary is of a new model: {args.model} knows the one that it was trained with")
+    loader = AutoLoader("text2img", args.model, device="cpu", dtype="float32")
+    return loader, vocabulary_files(loader)
+
+
+def build(args: argparse.Namespace, trainer: Trainer, loader: AutoLoader | None, vocabulary: Path | None) -> Dalle:
+    """The model to train, its transformer in pieces under ZeRO-3."""
+    if loader:
+        return loader.get_model()
+    card = catalog.find("text2img", args.model) if args.model else None
     dvae = find("img_tokenizing", "dvae", args.dvae).get_model()
     if card:
         sizes = TransformerConfig.from_dict(card.config["transformer"] | {"attention": args.attention})
@@ -115,11 +124,12 @@ def build(args: argparse.Namespace, trainer: Trainer) -> Dalle:
     return Dalle(config, dvae, trainer.build(lambda: DalleTransformer(sizes)), tokenizer)
 
 
-def open_data(args: argparse.Namespace, model: Dalle, vocabulary: Path) -> tuple[Dataset, Dataset | None]:
+def open_data(args: argparse.Namespace, model: Dalle, vocabulary: Path | None) -> tuple[Dataset, Dataset | None]:
     """Training pairs, with codes instead of pictures if that was asked for; and held-out pairs to measure on (None for
-    pairs of one's own)."""
-    crop = dalle_train_transform(model.image_size)
-    noisy = BpeTokenizer(vocabulary, model.transformer.config.text_length, dropout=args.bpe_dropout)
+    pairs of one's own). `vocabulary`: of a BpeTokenizer, of which merges can be left out."""
+    crop, noisy = dalle_train_transform(model.image_size), model.tokenizer
+    if vocabulary:
+        noisy = BpeTokenizer(vocabulary, model.transformer.config.text_length, dropout=args.bpe_dropout)
     if args.pairs:
         pairs = partial(CsvDataset, args.pairs, args.pictures, sep=None)
         return with_codes(args, model, pairs, noisy) or pairs(crop, noisy), None
@@ -157,15 +167,18 @@ def main(argv: list[str] | None = None) -> None:
     words = trainer_words(args)
     if not args.steps and not args.epochs:
         words["epochs"] = 10
+    loader, files = source(args)
+    vocabulary = files.get(EMOJI_VOCABULARY.name)
     trainer = Trainer(
         experiment_name="dalle",
         betas=(0.9, 0.96),
         about={name: str(getattr(args, name)) for name in CHANGES_THE_DATA_OR_THE_MODEL},
         best="loss",
+        beside=files,
         **words,
     )
-    model = build(args, trainer)
-    train, held_out = open_data(args, model, args.run_folder / EMOJI_VOCABULARY.name)
+    model = build(args, trainer, loader, vocabulary)
+    train, held_out = open_data(args, model, vocabulary)
 
     def evaluate(shown: Dalle) -> dict[str, float]:
         draw_samples(shown, args.run_folder / f"samples/{trainer.step:06}.png")

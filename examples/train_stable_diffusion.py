@@ -35,8 +35,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, StackDataset, S
 
 from zoo import AutoLoader, Trainer, distributed, weights
 from zoo.blocks.lora import add_lora
-from zoo.commands.model_options import find
+from zoo.commands.model_options import find, vocabulary_files
 from zoo.commands.samples import draw_samples
+from zoo.converters.lora import split
 from zoo.data import CsvDataset, FolderDataset, collate_fn, dalle_train_transform, open_dataset, unit_transform
 from zoo.data.buckets import BucketDataset, bucket_sizes
 from zoo.data.codes import Texts, check_contexts, check_moments, encode_dataset
@@ -45,14 +46,13 @@ from zoo.errors import SettingsError
 from zoo.generation.noise_schedule import NoiseConfig
 from zoo.models.kl_vae import KlVae, sample_moments
 from zoo.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
-from zoo.models.text_encoder import text_of
+from zoo.models.text_encoder import ClipTextEncoder, text_of
 from zoo.models.unet import UNet, UNetConfig
 from zoo.models.vq_latents import VqLatents, latents_of
 from zoo.models.vqgan import Vqgan
 from zoo.training.options import add_options, trainer_words
 
 HELD_OUT, MEASURED = 400, 1000  # pairs that each evaluation looks at; and pictures that the scale is measured on
-VOCABULARIES = ("merges.txt.gz", "vocab.txt", "tokenizer.json", "sentencepiece.bpe.model")
 CHANGES_THE_DATA_OR_THE_MODEL = (
     *("model", "vae", "text", "pairs", "pictures", "language", "cache", "views", "widths", "blocks", "attention"),
     *("heads", "groups", "prediction", "zero_snr", "caption_dropout", "min_snr", "noise_offset"),
@@ -80,7 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument("--min-snr", type=float, default=5.0, help="signal to noise counts up to it; 0: off (%(default)s)")
     how.add_argument("--noise-offset", type=float, default=0.0, help="of whole channels, as 0.05 (%(default)s)")
     how.add_argument("--lora", type=int, metavar="RANK", help="train so much beside the UNet's attention, of --model")
-    how.add_argument("--train-text", action="store_true", help="the text tower too")
+    how.add_argument("--train-text", action="store_true", help="the text tower too; with --lora so much beside its own")
     add_options(
         parser, batch_size=64, lr=1e-3, weight_decay=1e-2, warm_up=0.05, ema=0.999,
         run_folder=Path("runs/stable_diffusion"),
@@ -131,8 +131,6 @@ def check(args: argparse.Namespace) -> None:
     """Raises SettingsError for options that contradict each other."""
     if args.lora and not args.model:
         raise SettingsError("--lora learns beside a model that knows already: give --model")
-    if args.lora and args.train_text:
-        raise SettingsError("--lora is of the UNet alone: leave --train-text out")
     if (args.instance is None) != (args.instance_prompt is None) or (args.prior is None) != (args.prior_prompt is None):
         raise SettingsError("--instance and --prior are folders of pictures: give their --...-prompt too")
     if args.prior and not args.instance:
@@ -143,29 +141,42 @@ def check(args: argparse.Namespace) -> None:
         raise SettingsError("--buckets is for --pairs or a data set, not for --instance")
 
 
-def build(args: argparse.Namespace, trainer: Trainer) -> StableDiffusion:
-    """The model to train, its UNet in pieces under ZeRO-3. The tokenizer's files go to the run folder: the weights are
-    useless without them."""
-    args.run_folder.mkdir(parents=True, exist_ok=True)
+def source(args: argparse.Namespace) -> AutoLoader:
+    """What gives the model its tokenizer: the model to go on with, or the CLIP whose text tower a new one reads."""
+    if args.model:
+        return find("text2img", "stable-diffusion", args.model)
+    return find("txt_img_matching", "clip", args.text)
+
+
+def build(args: argparse.Namespace, trainer: Trainer, loader: AutoLoader) -> StableDiffusion:
+    """The model to train, its UNet in pieces under ZeRO-3."""
     how = {name: getattr(args, name) for name in ("caption_dropout", "min_snr", "noise_offset")}
     if args.model:
-        loader = find("text2img", "stable-diffusion", args.model)
-        keep_tokenizer(loader, args.run_folder)
         model = loader.get_model()
         model.config = replace(model.config, **how)
         if args.lora:
-            torch.manual_seed(args.seed)
-            add_lora(model.unet, ("to_q", "to_k", "to_v", "to_out.0"), args.lora)
+            put_lora(model, args)
+            return model
     else:
-        model = build_new(args, trainer, how)
+        model = build_new(args, trainer, loader, how)
     model.text.requires_grad_(args.train_text)
     return model
 
 
-def build_new(args: argparse.Namespace, trainer: Trainer, how: dict[str, float]) -> StableDiffusion:
+def put_lora(model: StableDiffusion, args: argparse.Namespace) -> None:
+    """LoRA at the UNet's attention, and at the text tower's if that is trained too. Raises SettingsError."""
+    torch.manual_seed(args.seed)
+    add_lora(model.unet, ("to_q", "to_k", "to_v", "to_out.0"), args.lora)
+    if args.train_text:
+        if not isinstance(model.text, ClipTextEncoder):
+            raise SettingsError("--lora with --train-text is for CLIP's text tower: leave --train-text out")
+        add_lora(model.text, ("attention.qkv", "attention.out"), args.lora)
+
+
+def build_new(
+    args: argparse.Namespace, trainer: Trainer, matching: AutoLoader, how: dict[str, float]
+) -> StableDiffusion:
     """One that knows nothing yet, over the parts that the options name."""
-    matching = find("txt_img_matching", "clip", args.text)
-    keep_tokenizer(matching, args.run_folder)
     clip, tokenizer = matching.get_model(), matching.get_tokenizer()
     vae, text = first_stage(args.vae), text_of(clip)
     heads = [w // args.head_width if args.head_width else args.heads for w in args.widths]
@@ -190,13 +201,6 @@ def first_stage(name: str) -> KlVae | VqLatents:
     has_codes = Path(name).exists() and "vocab" in weights.read_config(name)
     found = find("img_tokenizing", "vqgan" if has_codes else "kl-vae", name).get_model()
     return latents_of(found) if isinstance(found, Vqgan) else found
-
-
-def keep_tokenizer(loader: AutoLoader, folder: Path) -> None:
-    """Copies the tokenizer's files beside the weights to be."""
-    for name, file in loader.tokenizer_files().items():
-        if name in VOCABULARIES:
-            weights.copy_file(file, folder / name)
 
 
 def measure_scale(model: StableDiffusion, pictures: Dataset) -> None:
@@ -287,19 +291,10 @@ def measure(dataset: Dataset, model: StableDiffusion) -> dict[str, float]:
 def merge_lora(folder: Path) -> None:
     """Writes what was trained as lora.safetensors, in PEFT's and diffusers' names, and adds it to the weights; does
     nothing where that was done."""
-    state = dict(weights.read(folder / "model.safetensors"))
-    layers = [name.removesuffix(".base.weight") for name in state if name.endswith(".base.weight")]
-    if not layers:
-        return
-    made = {}
-    for name in layers:
-        down, up = state.pop(f"{name}.down.weight"), state.pop(f"{name}.up.weight")
-        made |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
-        state[f"{name}.weight"] = state.pop(f"{name}.base.weight") + up @ down
-        if f"{name}.base.bias" in state:
-            state[f"{name}.bias"] = state.pop(f"{name}.base.bias")
-    weights.write(made, folder / "lora.safetensors")
-    weights.write(state, folder / "model.safetensors")
+    state, lora = split(weights.read(folder / "model.safetensors"))
+    if lora:
+        weights.write(lora, folder / "lora.safetensors")
+        weights.write(state, folder / "model.safetensors")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -307,6 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     words = trainer_words(args)
     if not args.steps and not args.epochs:
         words["epochs"] = 10
+    loader = source(args)
     trainer = Trainer(
         experiment_name="stable_diffusion",
         about={name: str(getattr(args, name)) for name in CHANGES_THE_DATA_OR_THE_MODEL}
@@ -316,9 +312,10 @@ def main(argv: list[str] | None = None) -> None:
             if getattr(args, name) not in (None, False)
         },
         best="loss",
+        beside=vocabulary_files(loader),
         **words,
     )
-    model = build(args, trainer)
+    model = build(args, trainer, loader)
     train, collate, held_out = open_data(args, model)
 
     def evaluate(shown: StableDiffusion) -> dict[str, float]:

@@ -21,8 +21,10 @@ import torch
 from PIL import Image
 
 from zoo import AutoLoader, weights
+from zoo.additions import add_lora
 from zoo.cli import main
 from zoo.commands.autoencoders import draw_reconstructions
+from zoo.commands.model_options import vocabulary_files
 from zoo.errors import DataError, SettingsError
 from zoo.models.dvae import Dvae, DvaeConfig
 from zoo.models.kl_vae import KlVae, KlVaeConfig
@@ -125,6 +127,45 @@ def test_going_on_from_packaged_weights_keeps_their_tokenizer(pairs, tmp_path):
         a, b = (loader.get_model().encode_text(tokens) for loader in (before, after))
     assert not torch.equal(a, b)
     assert torch.cosine_similarity(a, b).min() > 0.98  # fourteen small steps
+
+
+@pytest.mark.parametrize(
+    ("family", "first", "sizes"),
+    [
+        ("clip", None, ""),
+        ("dalle", "dvae", "--width 16 --depth 1 --heads 2"),
+        ("clip-gen", "vqgan", "--width 16 --depth 1 --heads 2"),
+        ("stable-diffusion", "kl_vae", "--widths 8 12 --attention 1 --heads 2 --groups 4"),
+    ],
+)
+def test_the_best_weights_are_loaded_as_they_are_with_their_own_tokenizer(family, first, sizes, request, tmp_path):
+    stage = [f"--{first.removeprefix('kl_')}", str(request.getfixturevalue(first))] if first else []
+    kept = ["--run-folder", "run", "--steps", "1", "--batch-size", "4"]
+    run(f"train_{family.replace('-', '_')}.py", *stage, *sizes.split(), *kept, cwd=tmp_path)
+    task, words = "txt_img_matching" if family == "clip" else "text2img", ["red heart", "红心"]
+    packaged = ("text2img", "dalle-emoji-tiny") if family == "dalle" else ("txt_img_matching", "clip-emoji-tiny")
+    wanted = AutoLoader(*packaged).get_tokenizer().tokenize_as_tensor(words, context_length=12)
+    for folder in (tmp_path / "run", tmp_path / "run/best"):
+        loader = AutoLoader(task, family, weights=folder)
+        assert sum(p.numel() for p in loader.get_model().parameters()) > 1000
+        assert torch.equal(loader.get_tokenizer().tokenize_as_tensor(words, context_length=12), wanted)
+
+
+def test_a_folder_of_published_weights_hands_on_its_tokenizer_and_nothing_else(tmp_path):
+    folder = tmp_path / "model"
+    for name in ("tokenizer/vocab.txt", "tokenizer/tokenizer_config.json", "merges.txt.gz", "log.jsonl", "config.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    weights.write({"w": torch.zeros(1)}, folder / "model.safetensors")
+    found = vocabulary_files(AutoLoader("text2img", "stable-diffusion", weights=folder))
+    assert found.keys() == {"tokenizer/vocab.txt", "tokenizer/tokenizer_config.json", "merges.txt.gz"}
+    published = AutoLoader("text2img", "sd-emoji-tiny")
+    assert vocabulary_files(published) == published.tokenizer_files()
+
+
+def test_a_dalle_that_is_gone_on_with_keeps_its_own_vocabulary(pairs, tmp_path):
+    with pytest.raises(SettingsError, match="--vocabulary is of a new model"):
+        script("train_dalle").main(["--model", "dalle-emoji-tiny", "--vocabulary", "x", "--run-folder", str(tmp_path)])
 
 
 def test_a_run_folder_is_not_gone_on_with_on_other_data(pairs, tmp_path):
@@ -596,6 +637,22 @@ def test_lora_is_written_for_others_and_added_to_the_weights(squares, diffusion,
     assert AutoLoader("text2img", "stable-diffusion", weights=tmp_path / "run").get_model().inpaints is False
 
 
+def test_lora_of_the_text_tower_is_in_the_same_file_and_is_read_back(squares, diffusion, tmp_path):
+    settings = ["--model", str(diffusion), "--lora", "2", "--train-text", "--steps", "3", "--batch-size", "4"]
+    run("train_stable_diffusion.py", *squares, *settings, "--run-folder", "run", cwd=tmp_path)
+    base, merged, lora = (weights.read(p) for p in (diffusion, tmp_path / "run", tmp_path / "run/lora.safetensors"))
+    assert base.keys() == merged.keys()
+    text = {name for name in lora if name.startswith("text_encoder.text_model.encoder.layers.")}
+    blocks = sum(name.endswith("attention.qkv.weight") for name in base)
+    assert len(text) == blocks * 4 * 2 and {name.split(".")[0] for name in lora} == {"unet", "text_encoder"}
+    changed = {name.partition(".")[0] for name in base if not torch.equal(base[name], merged[name])}
+    assert changed == {"unet", "text"}
+    model = AutoLoader("text2img", "stable-diffusion", weights=diffusion).get_model()
+    add_lora(model, tmp_path / "run/lora.safetensors")
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, merged[name], rtol=1e-5, atol=1e-6)
+
+
 def test_dreambooth_learns_a_thing_beside_its_kind_and_the_text_tower_if_asked(pictures, squares, diffusion, tmp_path):
     kind = squares[-1]
     settings = ["--model", str(diffusion), "--instance", str(pictures), "--instance-prompt", "a sks square"]
@@ -630,7 +687,6 @@ def test_pictures_of_any_shape_are_batched_with_their_like_and_suspended_runs_go
     ("options", "said"),
     [
         ("--lora 4", "give --model"),
-        ("--model m --lora 4 --train-text", "of the UNet alone"),
         ("--instance folder", "prompt too"),
         ("--prior folder --prior-prompt x", "beside --instance"),
         ("--cache once --buckets", "not with --buckets"),

@@ -134,6 +134,14 @@ def test_the_average_of_weights_leaves_nvme_out(capsys: pytest.CaptureFixture):
     assert not any(plan["setup"]["offload_optimizer"] == "nvme" for plan in with_)
 
 
+def test_an_average_in_the_hosts_memory_leaves_the_gpu_its_room(capsys: pytest.CaptureFixture):
+    moved, kept = (planned(capsys, "clip-emoji-tiny", way, *MACHINE) for way in ("--ema-offload", "--ema"))
+    for a, b in zip(moved["plans"], kept["plans"], strict=True):
+        assert a["setup"] == b["setup"] | {"ema_offload": True}
+        moved = 0 if b["setup"]["offload_optimizer"] else 4 * kept["sizes"]["trained"]
+        assert b["need"]["device"] - a["need"]["device"] == moved
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [("80GB", 80e9), ("80 GiB", 80 * 2**30), ("80e9", 80e9), ("1.5tb", 1.5e12), ("512M", 512e6), ("7", 7)],

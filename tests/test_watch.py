@@ -261,8 +261,9 @@ def in_terminal(folder: Path) -> tuple[subprocess.Popen, int]:
     return process, ours
 
 
-def read_until(terminal: int, wanted: str | None, deadline: float = 20) -> str:
-    """What came until `wanted` was in it, or until the terminal was closed."""
+def read_until(terminal: int, wanted: str | None, deadline: float = 60) -> str:
+    """What came until `wanted` was in it, or until the terminal was closed. Of a letter that is read in two parts, as
+    the one before may have left it, what came is left out."""
     told, end = b"", time.monotonic() + deadline
     while time.monotonic() < end:
         if select.select([terminal], [], [], 0.1)[0]:
@@ -271,9 +272,18 @@ def read_until(terminal: int, wanted: str | None, deadline: float = 20) -> str:
             except OSError:  # the other end is closed
                 break
         if wanted is not None and wanted in told.decode(errors="ignore"):
-            return told.decode(errors="ignore")
-    assert wanted is None, f"{wanted!r} never came:\n{told.decode(errors='replace')}"
-    return told.decode()
+            break
+    found = told.decode(errors="ignore")
+    assert wanted is None or wanted in found, f"{wanted!r} never came:\n{found}"
+    return found
+
+
+def test_reading_a_terminal_may_begin_within_a_letter():
+    ours, its = pty.openpty()
+    os.write(its, "⣿ step 6 ⣿".encode()[1:-1])
+    os.close(its)
+    assert read_until(ours, None) == " step 6 "
+    os.close(ours)
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])

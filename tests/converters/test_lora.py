@@ -5,6 +5,7 @@ The weights' names are those of a Stable Diffusion of version 1's levels and blo
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 
 import pytest
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.blocks.lora import add_lora, lora_state
-from zoo.converters.lora import Delta, to_ours
+from zoo.converters.lora import Delta, split, to_ours
 from zoo.errors import WeightsMismatch
 from zoo.models.clip import TextConfig
 from zoo.models.text_encoder import ClipTextEncoder
@@ -195,6 +196,45 @@ def test_what_we_write_is_read():
         layer = name.removesuffix(".weight")
         assert delta.down.equal(state[f"{layer}.lora_A.weight"]) and delta.up.equal(state[f"{layer}.lora_B.weight"])
         assert delta.rows is None and delta.scale == 1
+
+
+def test_what_was_trained_is_split_into_weights_and_a_lora_that_diffusers_reads():
+    torch.manual_seed(0)
+    model = deepcopy(torch.nn.ModuleDict({"unet": UNET, "text": TEXT}))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    add_lora(model, (*ATTENTION, "attention.qkv", "attention.out"), rank=3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    tokens = torch.randint(50, (2, 9))
+    wanted = model["text"](tokens)
+    merged, lora = split(model.state_dict())
+    assert merged.keys() == before.keys()
+    expected = {}
+    for layer, (down, up) in peft(lora).items():  # by the published rule, W + B A
+        if layer.startswith("unet."):
+            expected[f"{layer}.weight"] = before[f"{layer}.weight"] + up @ down
+            continue
+        number, last = re.fullmatch(
+            r"text_encoder\.text_model\.encoder\.layers\.(\d)\.self_attn\.(\w+)_proj", layer
+        ).groups()
+        name = f"text.transformer.blocks.{number}.attention.{'out' if last == 'out' else 'qkv'}.weight"
+        rows = slice("qkvo".index(last[0]) % 3 * WIDTH, ("qkvo".index(last[0]) % 3 + 1) * WIDTH)
+        expected.setdefault(name, before[name].clone())[rows] += up @ down
+        assert down.shape == (3, WIDTH) and up.shape == (WIDTH, 3)
+    assert len(peft(lora)) == 16 * 2 * 4 + 2 * 4
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, expected.get(name, before[name]))
+    plain = ClipTextEncoder(TEXT.config)
+    plain.load_state_dict({name[5:]: tensor for name, tensor in merged.items() if name.startswith("text.")})
+    torch.testing.assert_close(plain(tokens), wanted, rtol=1e-4, atol=1e-5)
+    found = to_ours(lora, NAMES)
+    same(told(found), peft(lora))
+    bert = {
+        f"text.blocks.0.attention.qkv.{end}": torch.zeros(3, 3) for end in ("base.weight", "down.weight", "up.weight")
+    }
+    with pytest.raises(WeightsMismatch, match="no name for LoRA of text.blocks.0.attention.qkv"):
+        split(bert)
 
 
 # --- sums ------------------------------------------------------------------------------------------------------------

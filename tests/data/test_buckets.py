@@ -81,6 +81,7 @@ def test_samples_have_the_size_of_their_group(workers: int):
     sizes = bucket_sizes(64, 16)
     data = BucketDataset(Pictures([(50, 50), (100, 50), (30, 70), (51, 49)]), sizes, workers, progress=False)
     assert data.groups.tolist() == [sizes.index((64, 64)), len(sizes) - 1, 0, sizes.index((64, 64))]
+    assert [data.group_names[group] for group in data.groups] == ["64x64", "80x48", "48x80", "64x64"]
     for i in range(4):
         image, text = data[i]
         width, height = sizes[data.groups[i]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from zoo import distributed
 from zoo.errors import EmptyDataset
-from zoo.training.batches import EpochSampler, LoaderBatches, even_batches, length
+from zoo.training.batches import EpochSampler, LoaderBatches, even_batches, length, open_batches
+from zoo.training.settings import Settings
 
 
 def numbers(sampler: EpochSampler, start: int, stop: int) -> list[int]:
@@ -109,6 +111,19 @@ def test_any_position_among_groups_can_be_returned_to(micro):
     whole = list(sampler.between(0, 40))
     for start in (1, 9, 11, 25):
         assert list(EpochSampler(50, 4, 1, micro=micro, groups=GROUPS).between(start, 40)) == whole[start:]
+
+
+def test_groups_that_never_fill_a_batch_are_told_once_with_what_to_do(caplog):
+    class Shapes(torch.utils.data.TensorDataset):
+        groups, group_names = torch.tensor([0] * 5 + [1] * 2 + [2] * 9 + [4] * 3), ["a", "b", "c", "d", "e"]
+
+    shapes = Shapes(torch.zeros(19))
+    for batch_size, told in ((4, "5 samples are never seen, .* has 4: 2 of b, 3 of e; lower batch_size"), (2, None)):
+        caplog.clear()
+        batches = open_batches(shapes, Settings(batch_size=batch_size, steps=1), None)
+        list(batches.between(0, 8))
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == (told is not None) and (not told or re.search(told, said[0]))
 
 
 def test_groups_that_are_all_smaller_than_a_batch_are_refused():

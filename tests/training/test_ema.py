@@ -175,6 +175,10 @@ def test_an_average_that_is_offloaded_lies_on_the_cpu_and_is_the_same(toy, tmp_p
     ema = Ema(0.9, engine, offload=True)
     assert ema.pieces["a"].values.device.type == "cpu"
     assert ema.pieces["a"].values.data_ptr() != engine.tensors["a"].data_ptr()
+    engine.tensors["a"].add_(1)
+    before = ema.pieces["a"].values.clone()
+    ema.update()
+    torch.testing.assert_close(ema.pieces["a"].values, before.lerp(engine.tensors["a"], 9 / 11))  # by 1 - 2/11
     for name, more in {"here": {}, "away": {"ema_offload": True}}.items():
         toy.train(tmp_path / name, ema=0.9, **more)
     assert toy.same(*(weights.read(tmp_path / name) for name in ("here", "away")))

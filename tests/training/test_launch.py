@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from zoo import weights
 from zoo.cli import main
 from zoo.errors import HostfileError, LaunchError, SettingsError
 from zoo.training import launch, workers
@@ -387,6 +389,23 @@ class Asked:
 
     def __init__(self, **more: object):
         self.__dict__ |= more
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_deepspeed_trains_in_one_process_that_no_launcher_started(toy, tmp_path: Path, config: str, monkeypatch):
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    code = (
+        "import runpy, sys; toy = runpy.run_path(sys.argv[1], run_name='toy'); "
+        "toy['train'](sys.argv[2], env_type='deepspeed', num_gpus=1, deepspeed_config=sys.argv[3], steps=3)"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).with_name("toy.py")), str(tmp_path / "run"), config]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    toy.train(tmp_path / "alone", steps=3)
+    alone, deepspeed = (weights.read(tmp_path / name) for name in ("alone", "run"))
+    for name in alone:
+        torch.testing.assert_close(deepspeed[name], alone[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("asked", [{}, {"num_gpus": 1}])

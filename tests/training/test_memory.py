@@ -111,6 +111,24 @@ def test_an_average_of_the_weights_lies_where_the_masters_lie():
     assert host_states(SMALL, averaged) > host_states(SMALL, offloaded)
 
 
+def test_an_average_that_is_offloaded_is_the_hosts_whatever_the_engine():
+    spread = dict(world_size=8, per_machine=4)
+    for setup, share in ((Setup(**spread), 4), (bf16(0, **spread), 4), (bf16(2, **spread), 1 / 2)):
+        without, kept, moved = (need(DALLE, replace(setup, **words), 0) for words in (
+            {}, {"ema": True}, {"ema": True, "ema_offload": True},
+        ))  # fmt: skip
+        assert moved.device == without.device < kept.device and moved.checkpoint == kept.checkpoint
+        # Without a GPU nothing is built elsewhere first, and the host holds what it would have held.
+        bare = replace(setup, gpu=False, ema=True)
+        on_host = host_states(DALLE, replace(bare, ema_offload=True)) - host_states(DALLE, bare)
+        assert on_host == 4 * DALLE.trained * share
+        assert need(DALLE, replace(bare, ema_offload=True), 0).host == need(DALLE, bare, 0).host
+    # A host with a GPU has room for it since building the model took as much; not where that was done in pieces.
+    pieces = bf16(3, zero_init=True, **spread)
+    assert need(DALLE, replace(pieces, ema=True), 0).host < 4 * DALLE.trained / 2
+    assert need(DALLE, replace(pieces, ema=True, ema_offload=True), 0).host > 4 * DALLE.trained / 2
+
+
 def test_nvme_moves_the_states_to_the_disk():
     setup = bf16(3, offload_optimizer="nvme", offload_param="nvme", zero_init=True)
     assert need(DALLE, setup, 0).nvme == 18 * DALLE.parameters

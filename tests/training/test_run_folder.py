@@ -57,6 +57,21 @@ def test_settings_are_written_once_and_compared(folder):
         folder.agree({}, frozenset(), channel)
 
 
+def test_what_is_kept_beside_lies_beside_all_weights_though_its_source_is_gone(tmp_path):
+    source = tmp_path / "words.txt"
+    source.write_text("a\nb\n")
+    folder = RunFolder(tmp_path / "run", beside={"tokenizer/vocab.txt": source})
+    folder.path.mkdir()
+    folder.agree({}, frozenset(), Channel())
+    source.unlink()
+    folder.describe(folder.path, "{}")
+    folder.describe(folder.best, None)
+    RunFolder(folder.path, writes=False, beside=folder.beside).describe(tmp_path / "other", "{}")
+    found = sorted(str(path.relative_to(folder.path)) for path in folder.path.rglob("*.[tj]*"))
+    assert found == ["best/tokenizer/vocab.txt", "config.json", "settings.json", "tokenizer/vocab.txt"]
+    assert (folder.best / "tokenizer/vocab.txt").read_text() == "a\nb\n" and not (tmp_path / "other").exists()
+
+
 def test_a_config_is_a_dataclass_or_a_dict():
     @dataclass(frozen=True)
     class Sizes:

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from zoo.models.clip import Clip
 
 TINY = "clip-emoji-tiny"
+# What a tokenizer's files are called beside weights, apart from a folder of its own.
+VOCABULARIES = (
+    *("merges.txt.gz", "merges.txt", "vocab.txt", "vocab.json", "sentencepiece.bpe.model"),
+    *("bpe.json.gz", "bpe.json", "bpe.model"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,15 @@ def find(task: str, family: str, name: str) -> AutoLoader:
     if Path(name).exists():
         return AutoLoader(task, family, weights=name, **where)
     return AutoLoader(task, name, **where)
+
+
+def vocabulary_files(loader: AutoLoader) -> dict[str, Path]:
+    """The files of its tokenizer by name, without what else lies beside its weights: what a Trainer keeps `beside` the
+    new ones."""
+    files = loader.tokenizer_files()
+    if loader.weights is None:
+        return files
+    return {n: file for n, file in files.items() if n in VOCABULARIES or n.startswith("tokenizer/")}
 
 
 def load_scorer(model: str, device: str | None) -> Callable:

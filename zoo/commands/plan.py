@@ -44,6 +44,7 @@ def register(commands: argparse._SubParsersAction, **settings: object) -> None:
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default: %(default)s)")
     parser.add_argument("--checkpoint-activations", action="store_true", help="compute them twice, keep few")
     parser.add_argument("--ema", action="store_true", help="keep a moving average of the weights")
+    parser.add_argument("--ema-offload", action="store_true", help="the same, in the hosts' memory")
     parser.add_argument("--keep", type=int, default=3, metavar="N", help="checkpoints (default: %(default)s)")
     parser.add_argument("--gpus", type=int, metavar="N", help="on each machine (default: this machine's)")
     parser.add_argument("--machines", type=int, default=1, metavar="N", help="alike (default: %(default)s)")
@@ -94,12 +95,13 @@ def run(args: argparse.Namespace) -> int:
         world_size=gpus * args.machines,
         per_machine=gpus,
         checkpoint_activations=args.checkpoint_activations,
-        ema=args.ema,
+        ema=args.ema or args.ema_offload,
+        ema_offload=args.ema_offload,
         keep=args.keep,
         zero_init=family in IN_PIECES,
     )
     configs = [*KNOWN, *([args.deepspeed_config] if args.deepspeed_config else [])]
-    if args.ema:
+    if wanted.ema:
         configs.remove("zero3_nvme")  # the Trainer refuses an average of weights that lie on NVMe
     found = plans(sizes, machine, wanted, activations, configs)
     if args.json:

@@ -94,6 +94,26 @@ def to_ours(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, li
     return deltas
 
 
+def split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A StableDiffusion's weights with the LoRA of `blocks.lora` in them, at a scale of 1 -> those with it added, and
+    the LoRA by itself, in PEFT's and diffusers' names.
+
+    Raises WeightsMismatch for a layer that has no name there, such as those of a BERT.
+    """
+    merged, lora = dict(state), {}
+    for layer in [name.removesuffix(".base.weight") for name in state if name.endswith(".base.weight")]:
+        up = merged.pop(f"{layer}.up.weight")
+        downs = merged.pop(f"{layer}.down.weight").split(up.shape[1])
+        pairs = dict(zip(_peft_names(layer), zip(downs, up.chunk(len(downs)), strict=True), strict=True))
+        for name, (down, part) in pairs.items():
+            lora |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": part}
+        product = torch.cat([part @ down for down, part in pairs.values()])
+        merged[f"{layer}.weight"] = merged.pop(f"{layer}.base.weight") + product
+        if f"{layer}.base.bias" in merged:
+            merged[f"{layer}.bias"] = merged.pop(f"{layer}.base.bias")
+    return merged, lora
+
+
 def _check_kind(state: Mapping[str, Tensor]) -> None:
     for kind, mark in _OTHER_KINDS.items():
         if marked := sorted(filter(mark.search, state)):
@@ -143,6 +163,16 @@ def _places(names: Collection[str]) -> Iterator[tuple[str, Place]]:
             for part, theirs in enumerate(parts):
                 published = f"encoder.layers.{match[1]}.{theirs}"
                 yield from ((form, (name, part if len(parts) > 1 else None)) for form in _text_forms(published))
+
+
+def _peft_names(layer: str) -> list[str]:
+    """Of a layer, or of the several that are one of ours."""
+    match = re.fullmatch(r"text\.transformer\.blocks\.(\d+)\.(.+)", layer)
+    if match and match[2] in _TEXT:
+        return [f"text_encoder.text_model.encoder.layers.{match[1]}.{theirs}" for theirs in _TEXT[match[2]]]
+    if not layer.startswith("unet."):
+        raise WeightsMismatch(f"diffusers has no name for LoRA of {layer}: train that of the UNet and of CLIP's tower")
+    return [layer]
 
 
 def _compvis(names: Collection[str]) -> dict[str, str]:

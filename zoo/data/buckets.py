@@ -49,6 +49,11 @@ class BucketDataset(Dataset):
         edges = [tuple(found) for found in tqdm(seen, "sizes of pictures", disable=not progress, delay=2)]
         self.groups = torch.tensor([nearest_size(width / height, sizes) for width, height in edges])
 
+    @property
+    def group_names(self) -> list[str]:
+        """What the groups are called: their sizes in pixels."""
+        return [f"{width}x{height}" for width, height in self.sizes]
+
     def __len__(self) -> int:
         return len(self.groups)
 

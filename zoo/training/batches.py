@@ -20,6 +20,7 @@ from zoo.devices import find_device
 from zoo.errors import EmptyDataset, SettingsError
 
 from . import rng
+from .log import logger
 from .settings import Settings
 
 Collate = Callable[[list[Any]], Any]
@@ -37,6 +38,7 @@ class EpochSampler:
 
     `groups` (samples,) are numbers of what can be batched together, such as pictures of one size: then a micro-batch of
     all ranks is of one group, and what a group has left for no whole one is left out, other samples in each epoch.
+    `never_full`: groups that have fewer samples than one, and how many.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class EpochSampler:
     ):
         self.seed, self.rank, self.world_size, self.micro = seed, rank, world_size, micro
         self.row, self.groups = batch_size * world_size, groups
+        counts = groups.bincount().tolist() if groups is not None else []
+        self.never_full = {group: count for group, count in enumerate(counts) if 0 < count < self.row}
         if groups is not None:
-            samples = sum(count // self.row * self.row for count in groups.bincount().tolist())
+            samples = sum(count // self.row * self.row for count in counts)
             if not samples:
                 raise EmptyDataset(
                     f"no group has the {self.row} samples of a batch: lower batch_size, or use one group"
@@ -146,8 +150,8 @@ def _load(dataset: Dataset, numbers: Iterator, settings: Settings, collate: Coll
 
 
 class DatasetBatches:
-    """The micro-batches of a data set with a length, and `groups` if it has some, see EpochSampler. Samples that were
-    seen before `start` are not read again."""
+    """The micro-batches of a data set with a length, and `groups` if it has some, see EpochSampler, with their
+    `group_names`. Samples that were seen before `start` are not read again."""
 
     def __init__(self, dataset: Dataset, settings: Settings, collate: Collate | None):
         self.dataset, self.settings, self.collate, self.samples = dataset, settings, collate, len(dataset)
@@ -166,6 +170,11 @@ class DatasetBatches:
             groups=getattr(dataset, "groups", None),
         )
         self.sampler, self.per_epoch = sampler, sampler.per_epoch
+        if sampler.never_full and rank == 0:
+            names = getattr(dataset, "group_names", range(self.samples))
+            told = ", ".join(f"{count} of {names[group]}" for group, count in sampler.never_full.items())
+            left, what = sum(sampler.never_full.values()), "are never seen, since a batch is of one group and has"
+            logger.warning("%d samples %s %d: %s; lower batch_size, or use fewer groups", left, what, sampler.row, told)
 
     def between(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
         """(epoch, batch) of the micro-batches from `start` to before `stop`."""
@@ -284,9 +293,8 @@ def _own_batches(loader: DataLoader) -> Iterator[Any]:
 
 def length(batch: Any) -> int:
     """How many samples a batch holds: the first dimension of its first tensor; 1 if it holds none."""
-    for value in (
-        batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else [batch]
-    ):
+    members = batch if isinstance(batch, (list, tuple)) else [batch]
+    for value in batch.values() if isinstance(batch, Mapping) else members:
         if isinstance(value, torch.Tensor) and value.dim():
             return len(value)
     return 1

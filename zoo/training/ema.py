@@ -21,7 +21,7 @@ class Ema:
     as in TensorFlow's ExponentialMovingAverage with num_updates).
 
     `start`: an update at which the average begins, as those weights; before it there is none, and n counts from it.
-    `offload`: it lies in the memory of the CPU, and the weights are copied there after each update.
+    `offload`: it lies in the memory of the CPU, and the weights are copied there after each update, one by one.
     """
 
     def __init__(self, decay: float, engine: Engine, start: int = 0, offload: bool = False):
@@ -55,12 +55,12 @@ class Ema:
         if n <= 0:
             return
         decay = min(self.decay, (1 + n) / (10 + n))
-        averages, values = (
-            [p.values for p in self.pieces.values()],
-            [self._placed(p.values) for p in self.live.values()],
-        )
-        if averages:  # a rank may hold no part of a small model
-            torch._foreach_lerp_(averages, values, 1 - decay)
+        pairs = [(self.pieces[name].values, p.values.detach()) for name, p in self.live.items()]
+        if self.offload:  # all copies at once would take the memory of one more average
+            for average, values in pairs:
+                average.lerp_(self._placed(values), 1 - decay)
+        elif pairs:  # a rank may hold no part of a small model
+            torch._foreach_lerp_(*map(list, zip(*pairs, strict=True)), 1 - decay)
 
     @contextmanager
     def shown(self) -> Iterator[None]:

@@ -70,6 +70,7 @@ class Setup:
     per_machine: int = 1
     checkpoint_activations: bool = False
     ema: bool = False
+    ema_offload: bool = False
     keep: int = 3
     gpu: bool = True
 
@@ -209,7 +210,7 @@ def need(sizes: Sizes, setup: Setup, activations: int) -> Need:
     fresh = gradients if setup.gpu or not setup.stage else gradients + buffers
     never_together = min(fresh, activations) if takes_turns else 0
     ema = 4 * sizes.trained if setup.ema else 0
-    if not setup.offload_optimizer:  # the average lies where the master weights lie
+    if not (setup.offload_optimizer or setup.ema_offload):  # the average lies where the master weights lie
         optimizer += ema // (setup.world_size if setup.stage else 1)
     checkpoint = 4 * sizes.parameters + 8 * sizes.trained + ema
     device = weights + gradients + optimizer + activations + buffers - never_together
@@ -260,10 +261,11 @@ def host_states(sizes: Sizes, setup: Setup) -> int:
     built *= 4 * setup.per_machine if setup.gpu else 0  # without a GPU the model stays where it was built
     if pieces and setup.offload_optimizer:  # until the end in fp32, where the optimizer will be
         built += 4 * sizes.parameters // machines
+    average = 4 * sizes.trained * setup.per_machine / (setup.world_size if setup.stage else 1)
+    held = average if setup.ema and (setup.offload_optimizer or setup.ema_offload) else 0.0
     if setup.stage is None:
-        return built
+        return max(built, int(held))
     single = 2 if setup.half_states else 4
-    held = 4 * sizes.trained / machines if setup.ema and setup.offload_optimizer else 0.0
     if setup.offload_optimizer == "cpu":
         held += setup.ratio * 4 * single * sizes.trained / machines
     elif setup.offload_optimizer == "nvme":  # gradients, and a piece of the states at a time

@@ -288,12 +288,8 @@ class Run:
         return self.line
 
     def export(self, folder: Path) -> None:
-        """Writes the whole weights, or their average, and their config into `folder`. Raises DiskFull."""
+        """Writes the whole weights, or their average, and what they are loaded with into `folder`. Raises DiskFull."""
         share_buffers(self.engine.model)
-        if self.folder.writes:
-            folder.mkdir(exist_ok=True)
-            config = model_config(self.engine.model)
-            if config is not None:
-                self.folder.write_text(folder / "config.json", config)
+        self.folder.describe(folder, model_config(self.engine.model))
         pieces = self.engine.pieces()[WEIGHTS] | (self.ema.pieces if self.ema else {})
         export(pieces, self.order, folder / "model.safetensors", self.channel, whole=self.engine.replicated)

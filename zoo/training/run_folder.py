@@ -2,8 +2,8 @@
 
 settings.json  log.jsonl  tensorboard/
 checkpoints/step-00000120/   see `checkpoint`
-best/                        model.safetensors  config.json  metrics.json
-model.safetensors  config.json
+best/                        model.safetensors  config.json  metrics.json, and the files kept beside
+model.safetensors  config.json, and the files kept beside, such as the tokenizer's
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,14 @@ def model_config(model: nn.Module) -> str | None:
 
 
 class RunFolder:
-    """The paths of a run, and who may stay in them. Only rank 0 writes."""
+    """The paths of a run, and who may stay in them. Only rank 0 writes.
 
-    def __init__(self, path: str | Path, writes: bool = True):
-        self.path, self.writes = Path(path), writes
+    `beside`: name -> file, of what the weights are useless without, as the tokenizer's files. They are copied when the
+    run starts, since they may not be where they were when it ends.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True, beside: Mapping[str, str | Path] | None = None):
+        self.path, self.writes, self.beside = Path(path), writes, dict(beside or {})
         self.checkpoints, self.log = self.path / "checkpoints", self.path / "log.jsonl"
         self.model, self.best = self.path / "model.safetensors", self.path / "best"
 
@@ -72,7 +76,8 @@ class RunFolder:
             lock.release()
 
     def agree(self, record: dict[str, Any], free: frozenset[str], channel: Channel) -> None:
-        """Writes `record` as settings.json; one that is there and says otherwise, except in `free`, is an error.
+        """Writes `record` as settings.json, and the files kept beside; settings that are there and say otherwise,
+        except in `free`, are an error.
 
         Raises SettingsError, on every rank, also where the ranks do not see the same folder.
         """
@@ -81,6 +86,8 @@ class RunFolder:
             try:
                 self._compare(file, record, free)
                 self.write_text(file, json.dumps(record, indent=2) + "\n")
+                for name, source in self.beside.items():
+                    weights.copy_file(Path(source), self.path / name)
             except (SettingsError, CheckpointError) as failure:
                 error = failure
         said = channel.exchange(error and str(error))[0]
@@ -112,6 +119,17 @@ class RunFolder:
             return json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(f"{file} is damaged ({error}): choose a new run_folder") from error
+
+    def describe(self, folder: Path, config: str | None) -> None:
+        """Writes into `folder` what its weights are loaded with: config.json, and the files kept beside. Rank 0 does
+        it. Raises DiskFull."""
+        if not self.writes:
+            return
+        folder.mkdir(exist_ok=True)
+        if config is not None:
+            self.write_text(folder / "config.json", config)
+        for name in self.beside if folder != self.path else ():
+            weights.copy_file(self.path / name, folder / name)
 
     def write_text(self, file: Path, text: str) -> None:
         """Writes the file aside and renames it. Raises DiskFull."""

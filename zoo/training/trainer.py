@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -34,14 +35,15 @@ from .stop_request import StopRequest
 
 
 class Trainer:
-    """`Trainer(**settings)`, see `Settings`. `tokenizer` is handed to metrics that ask for it. Raises SettingsError.
+    """`Trainer(**settings)`, see `Settings`. `tokenizer` is handed to metrics that ask for it. `beside`: name -> file,
+    what is to lie beside the weights wherever they are written, as the tokenizer's files. Raises SettingsError.
 
     To change what a forward step is, subclass and override `forward_step`.
     """
 
-    def __init__(self, *, tokenizer: Any = None, **settings: Any):
+    def __init__(self, *, tokenizer: Any = None, beside: Mapping[str, str | Path] | None = None, **settings: Any):
         self.settings = from_words(settings)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.beside = tokenizer, beside
         check_engine(self.settings.env_type)
         self.step, self.total = 0, 0  # updates done, and all, for a forward_step that depends on them
 
@@ -127,7 +129,7 @@ class Trainer:
 
         folder = None
         if settings.run_folder is not None:
-            folder = RunFolder(settings.run_folder, writes=distributed.rank() == 0)
+            folder = RunFolder(settings.run_folder, distributed.rank() == 0, self.beside)
         run = Run(
             settings=settings,
             engine=engine,

@@ -58,6 +58,8 @@ def join(settings: Settings) -> None:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if here.world_size == 1:
+        # DeepSpeed asks for it. RANK and WORLD_SIZE would say that a launcher started this process.
+        os.environ.setdefault("LOCAL_RANK", str(here.local_rank))
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
         return
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:  # processes would fight for the cores
