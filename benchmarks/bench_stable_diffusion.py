@@ -7,17 +7,15 @@
 unet: one guided call of the UNet, two rows of latents. Ours with what drawing does for it: keys and values of the
 context computed before, weights laid out once.
 picture: text's context to pixels in 20 steps of DDIM with guidance, VAE included, against the pipeline.
-load: a folder of diffusers from the disk's cache, with its tokenizer.
 step: a training step with the VAE's moments known before against one that computes them.
 
-diffusers must be installed beside zoo.
+Loading, and the memory of training, are in bench_stable_diffusion_script.py. diffusers must be installed beside zoo.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import tempfile
 from collections.abc import Callable
 
 import torch
@@ -25,16 +23,14 @@ from bench_vqgan import OURS_TO_DIFFUSERS, in_turn, report
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
-from zoo import AutoLoader, weights
+from zoo import weights
 from zoo.blocks.packed import packed
-from zoo.commands.export import save_diffusers
 from zoo.generation.samplers import SamplerConfig
 from zoo.models.clip import TextConfig
 from zoo.models.kl_vae import KlVae, KlVaeConfig
 from zoo.models.latent_drawing import Drawing, Sketch, draw
 from zoo.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from zoo.models.unet import UNetConfig
-from zoo.tokenizers import ClipTokenizer
 
 SIDE, STEPS, GUIDANCE = 256, 20, 7.5
 QUICK = {"unet": (64, 128, 256, 256), "vae": (32, 64, 64, 64)}
@@ -139,20 +135,7 @@ def step(args: argparse.Namespace, pair: Pair) -> None:
     report("step", *in_turn((once(moments=moments), once(image=image)), args.rounds))
 
 
-def load(args: argparse.Namespace, pair: Pair) -> None:
-    own = pair.model
-    whole = StableDiffusionConfig(unet=own.config.unet, vae=own.config.vae)
-    tokenizer = ClipTokenizer(pad=whole.pad)
-    model = StableDiffusion(whole, unet=own.unet, vae=own.vae, tokenizer=tokenizer).to(pair.dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        save_diffusers(model, folder)
-        theirs = lambda: StableDiffusionPipeline.from_pretrained(folder, torch_dtype=pair.dtype)  # noqa: E731
-        ours = lambda: AutoLoader("text2img", "stable-diffusion", weights=folder, dtype=pair.dtype).get_model()  # noqa: E731
-        ours(), theirs()  # imports
-        report("load", *in_turn((ours, theirs), args.rounds))
-
-
-PARTS = {"unet": unet, "picture": picture, "step": step, "load": load}
+PARTS = {"unet": unet, "picture": picture, "step": step}
 
 
 def main() -> None:

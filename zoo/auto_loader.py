@@ -103,20 +103,26 @@ class AutoLoader:
         if self._model is None:
             from zoo import weights
 
-            state, config = self._state_and_config()
-            with weights.blank():
-                model = self.card.build(config)
-            device = "cpu" if self.spread else self.device
-            model = weights.load(model, state, device=device, dtype=self.dtype).eval()
-            if self.spread:
-                from zoo.optimization import dispatch
-
-                model = dispatch(model)
-            if self.card.task == "text2img":
-                model.tokenizer = self.get_tokenizer()  # `generate` takes text
-            self._model = model
-            self._converted = {}, config  # the model holds the tensors now
+            with weights.uncollected():
+                self._model = self._load()
         return self._model
+
+    def _load(self) -> nn.Module:
+        from zoo import weights
+
+        state, config = self._state_and_config()
+        with weights.blank():
+            model = self.card.build(config)
+        device = "cpu" if self.spread else self.device
+        model = weights.load(model, state, device=device, dtype=self.dtype).eval()
+        if self.spread:
+            from zoo.optimization import dispatch
+
+            model = dispatch(model)
+        if self.card.task == "text2img":
+            model.tokenizer = self.get_tokenizer()  # `generate` takes text
+        self._converted = {}, config  # the model holds the tensors now
+        return model
 
     def get_tokenizer(self) -> Any:
         """The model's tokenizer; None for a model without text. What lies beside `weights` comes before the card's."""

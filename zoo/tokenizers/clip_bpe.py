@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,16 +104,20 @@ class ClipTokenizer(ContextTokenizer):
     def __init__(
         self, merges: str | Path | None = None, context_length: int = 77, *, truncate: str = "end", pad: int = 0
     ) -> None:
-        pairs = read_merges(Path(merges) if merges else PUBLISHED)
-        vocabulary = [*ALPHABET, *ENDS, *map("".join, pairs), START, END]
+        self._merges = read_merges(Path(merges) if merges else PUBLISHED)
+        vocabulary = [*ALPHABET, *ENDS, *map("".join, self._merges), START, END]
         self.encoder = {piece: id for id, piece in enumerate(vocabulary)}
         self.decoder = dict(enumerate(vocabulary))
         self.vocab_size = len(vocabulary)
         self.start_token, self.end_token = self.vocab_size - 2, self.vocab_size - 1
         self.all_special_ids = [self.start_token, self.end_token]
         self.context_length, self.truncate, self.pad = context_length, truncate, pad
-        self._bpe = BPE(self.encoder, pairs, end_of_word_suffix=WORD_END)
         self._ids_of_word = lru_cache(maxsize=1 << 16)(self._merge)
+
+    @cached_property
+    def _bpe(self) -> BPE:
+        """Made for the first text: a third of what a tokenizer costs, and models are loaded for other ends too."""
+        return BPE(self.encoder, self._merges, end_of_word_suffix=WORD_END)
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, without start and end."""

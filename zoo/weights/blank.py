@@ -33,18 +33,26 @@ class _Blank(TorchFunctionMode):
 
 
 @contextmanager
+def uncollected() -> Iterator[None]:
+    """Thousands of new objects set off collections of all that was ever imported, which take longer than they: not in
+    this block."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@contextmanager
 def blank() -> Iterator[None]:
     """Models built in this block await `load`: their random or zero parameters are blank, all else is as ever."""
     # trunc_normal_ draws until all numbers are within its bounds, which for blank ones may be never.
     redraw = torch.nn.init._no_grad_trunc_normal_
     torch.nn.init._no_grad_trunc_normal_ = lambda tensor, *_, **__: tensor
-    # Thousands of new objects would set off a collection of all that was ever imported, which takes longer than they.
-    collects = gc.isenabled()
-    gc.disable()
     try:
-        with _Blank():
+        with uncollected(), _Blank():
             yield
     finally:
         torch.nn.init._no_grad_trunc_normal_ = redraw
-        if collects:
-            gc.enable()

@@ -29,13 +29,16 @@ def load(
     ties = _ties(model)
     state = _fill_ties(state, ties)
     _check(model, state)
-    fitted = {name: _fit(tensor, device, dtype) for name, tensor in state.items()}
-    model.load_state_dict(fitted, assign=True)
+    parts = dict(model.named_modules())
+    for name, tensor in state.items():
+        _place(parts, name, _fit(tensor, device, dtype))
     for first, *others in ties:
         for name in others:
-            _place(model, name, model.get_parameter(first))
+            _place(parts, name, model.get_parameter(first))
     _refuse_meta(model)
-    return model.to(device)  # what no file holds: buffers outside the state
+    for name, buffer in list(model.named_buffers()):  # what no file holds: those outside the state
+        _place(parts, name, buffer.to(device))
+    return model
 
 
 def _fit(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
@@ -66,9 +69,17 @@ def _fill_ties(state: dict[str, Tensor], ties: list[list[str]]) -> dict[str, Ten
     return state
 
 
-def _place(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+def _place(parts: dict[str, nn.Module], name: str, tensor: Tensor) -> None:
+    """Puts it where the parameter or buffer of that name was, as `load_state_dict(assign=True)` does, in a third of the
+    time."""
     owner, _, last = name.rpartition(".")
-    setattr(model.get_submodule(owner), last, parameter)
+    before = parts[owner]._parameters.get(last)
+    if before is None:
+        setattr(parts[owner], last, tensor)
+        return
+    if not isinstance(tensor, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=before.requires_grad)
+    parts[owner].register_parameter(last, tensor)  # which tells those who build in pieces
 
 
 # --- strictness ------------------------------------------------------------------------------------------------------
