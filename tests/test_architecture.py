@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "hub": set(),
     "weights": {"devices"},
     "data": set(),
-    "blocks": {"distributed"},
+    "blocks": {"distributed", "devices"},
     "models": {"blocks", "generation", "distributed"},
     "catalog": {"models", "converters", "tokenizers", "data", "metrics", "hub"},
     "auto_loader": {"catalog", "hub", "weights", "devices", "optimization"},

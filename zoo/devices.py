@@ -1,4 +1,4 @@
-"""The device that a user asked for, or the best there is."""
+"""The device that a user asked for, or the best there is; and what memory is left."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def find_device(wanted: str | torch.device | None = None) -> torch.device:
         here += ["mps"] if torch.backends.mps.is_available() else []
         raise DeviceNotFound(f"this machine has no device {str(wanted)!r}; it has: {', '.join(here)}") from error
     return device
+
+
+def free_memory() -> float:
+    """Bytes of this machine's memory that could be had, or infinity where it does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            found = dict(line.split(":") for line in lines)
+        return 1024 * float(found["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return float("inf")

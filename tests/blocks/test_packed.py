@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from zoo.blocks import packed as own
 from zoo.blocks.packed import packed
 
 
@@ -68,3 +69,13 @@ def test_where_gradients_hooks_or_a_compiler_need_the_weights_nothing_is_packed(
     net[0].register_forward_pre_hook(lambda *_: None)
     with torch.inference_mode(), packed(net):
         assert type(net[0]) is nn.Conv2d and type(net[1]) is not nn.Conv2d
+
+
+def test_where_the_copies_have_no_room_nothing_is_packed(monkeypatch):
+    wide, narrow = nn.Conv2d(256, 256, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+    for net, copies in ((wide, 256 * 256 * 16 * 4), (narrow, 8 * 8 * 9 * 4)):
+        for free, is_packed in ((0.9 * own.SPARE * copies, False), (1.1 * own.SPARE * copies, True)):
+            monkeypatch.setattr(own, "free_memory", lambda free=free: free)
+            with torch.inference_mode(), packed(net):
+                assert (type(net) is not nn.Conv2d) == is_packed
+            assert type(net) is nn.Conv2d

@@ -113,7 +113,7 @@ def test_a_run_that_fails_ends_what_it_began_and_raises_its_own(tmp_path, monkey
 @pytest.mark.parametrize(("free", "thread"), [(0, False), (4 * 24 - 1, False), (4 * 24, True)])
 def test_without_memory_for_a_copy_the_loop_waits(tmp_path, monkeypatch, free, thread):
     """24 bytes, of which the copy may take a fourth of what is free."""
-    monkeypatch.setattr(module, "_free_memory", lambda: free)
+    monkeypatch.setattr(module, "free_memory", lambda: free)
     saver = Saver(None, lambda: None)
     saver.save(tmp_path / "step", snapshot(torch.zeros(2, 3)))
     assert (saver.thread is not None) is thread
@@ -124,7 +124,7 @@ def test_without_memory_for_a_copy_the_loop_waits(tmp_path, monkeypatch, free, t
 
 def test_what_one_rank_cannot_copy_none_copies(tmp_path, monkeypatch):
     """They write together."""
-    monkeypatch.setattr(module, "_free_memory", lambda: float("inf"))
+    monkeypatch.setattr(module, "free_memory", lambda: float("inf"))
     saver = Saver(None, lambda: None)
     monkeypatch.setattr(saver.channel, "maximum", lambda *_: [1.0])
     saver.save(tmp_path / "step", snapshot(torch.zeros(2, 3)))
@@ -135,7 +135,7 @@ def test_the_memory_of_the_copy_is_used_again(tmp_path, monkeypatch):
     """The second time it is there already, so that it needs no free memory."""
     saver, weight, places = Saver(None, lambda: None), torch.zeros(2, 3), []
     for step, free in ((1, 1e9), (2, 0)):
-        monkeypatch.setattr(module, "_free_memory", lambda free=free: free)
+        monkeypatch.setattr(module, "free_memory", lambda free=free: free)
         weight += 1
         saver.save(tmp_path / f"step-{step}", snapshot(weight, step))
         assert saver.thread is not None
@@ -154,7 +154,7 @@ def test_strides_and_dtypes_are_kept_by_the_copy(tmp_path):
 
 
 def test_the_free_memory_is_that_of_the_machine():
-    free = module._free_memory()
+    free = module.free_memory()
     assert 2**20 < free < 2**50 if Path("/proc/meminfo").exists() else free == float("inf")
 
 
@@ -195,7 +195,7 @@ def test_training_goes_before_writing(tmp_path, monkeypatch):
 
 
 def test_no_memory_is_taken_where_nothing_is_copied(monkeypatch):
-    monkeypatch.setattr(module, "_free_memory", lambda: 0)
+    monkeypatch.setattr(module, "free_memory", lambda: 0)
     for asynchronous in (None, False):
         saver = Saver(asynchronous, lambda: None)
         saver.prepare(lambda: snapshot(torch.ones(2, 3)).pieces)

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.blocks import winograd
+from zoo.devices import free_memory
 
 _OPS = ("_reorder_convolution_weight", "_convolution_pointwise", "_reorder_linear_weight", "_linear_pointwise")
 WINOGRAD_CHANNELS, WINOGRAD_PLACES = 256, 64  # below, what it saves is lost in the transforms
+WINOGRAD_SIZE = 16 / 9  # of its weights over those of the layer
+SPARE = 1.25  # so many times what the copies take must be free
 
 
 class _PackedConv2d(nn.Conv2d):
@@ -32,7 +35,7 @@ class _PackedConv2d(nn.Conv2d):
         x = x.contiguous(memory_format=torch.channels_last)
         how = list(self.padding), list(self.stride), list(self.dilation), self.groups
         if self._packed is None:
-            self._winograd = self._is_wide() and x.shape[-2:].numel() >= WINOGRAD_PLACES
+            self._winograd = is_wide(self) and x.shape[-2:].numel() >= WINOGRAD_PLACES
             self._packed = (
                 winograd.transform(self.weight)
                 if self._winograd
@@ -41,12 +44,6 @@ class _PackedConv2d(nn.Conv2d):
         if self._winograd:
             return winograd.convolve(x, self._packed, self.bias)
         return torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *how, "none", [], "")
-
-    def _is_wide(self) -> bool:
-        """Whether Winograd's algorithm computes it, and faster."""
-        fits = self.kernel_size == (3, 3) and self.padding == self.stride == self.dilation == (1, 1)
-        narrowest = min(self.in_channels, self.out_channels)
-        return fits and self.groups == 1 and self.weight.dtype == torch.float32 and narrowest >= WINOGRAD_CHANNELS
 
 
 class _PackedLinear(nn.Linear):
@@ -61,12 +58,19 @@ class _PackedLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
 
+def is_wide(conv: nn.Conv2d) -> bool:
+    """Whether Winograd's algorithm computes it, and faster."""
+    fits = conv.kernel_size == (3, 3) and conv.padding == conv.stride == conv.dilation == (1, 1)
+    narrowest = min(conv.in_channels, conv.out_channels)
+    return fits and conv.groups == 1 and conv.weight.dtype == torch.float32 and narrowest >= WINOGRAD_CHANNELS
+
+
 @contextmanager
 def packed(module: nn.Module) -> Iterator[None]:
     """Inside, the convolutions of `module`, and in bf16 its linear layers, keep their weights a second time, in blocks.
 
-    For inference on a CPU: elsewhere nothing changes. Weights must not be written to inside; results are those of other
-    kernels, and equal to rounding.
+    For inference on a CPU with room for the copies: elsewhere nothing changes. Weights must not be written to inside;
+    results are those of other kernels, and equal to rounding.
     """
     weights = list(module.parameters())
     fits = not torch.is_grad_enabled() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
@@ -75,21 +79,27 @@ def packed(module: nn.Module) -> Iterator[None]:
     if not fits or any(w.device.type != "cpu" or w.dtype not in (torch.float32, torch.bfloat16) for w in weights):
         yield
         return
-    changed = []
+    kinds: dict[nn.Module, type[nn.Module]] = {}
     for part in module.modules():
         if _hooked(part):
             continue
         if type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str):
-            changed.append((part, nn.Conv2d))
-            part.__class__ = _PackedConv2d
+            kinds[part] = _PackedConv2d
         elif type(part) is nn.Linear and part.weight.dtype == torch.bfloat16:
-            changed.append((part, nn.Linear))
-            part.__class__ = _PackedLinear
+            kinds[part] = _PackedLinear
+    copies = sum(
+        part.weight.nbytes * (WINOGRAD_SIZE if kind is _PackedConv2d and is_wide(part) else 1)
+        for part, kind in kinds.items()
+    )
+    if copies * SPARE > free_memory():
+        kinds = {}
+    for part, kind in kinds.items():
+        part.__class__ = kind
     try:
         yield
     finally:
-        for part, kind in changed:
-            part.__class__ = kind
+        for part, kind in kinds.items():
+            part.__class__ = kind.__base__
             part.__dict__.pop("_packed", None)
             part.__dict__.pop("_winograd", None)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zoo.devices import free_memory
 from zoo.distributed import Channel
 
 from .checkpoint import Pieces, Snapshot, write
@@ -96,7 +97,7 @@ class Saver:
         if self.asynchronous is None:
             size = sum(p.values.numel() * p.values.element_size() for named in pieces.values() for p in named.values())
             new = size - sum(t.numel() * t.element_size() for t in self.staging.values())
-            return not any(self.channel.maximum(float(new * _SHARE > _free_memory())))
+            return not any(self.channel.maximum(float(new * _SHARE > free_memory())))
         return self.asynchronous
 
     @torch.no_grad()
@@ -122,13 +123,3 @@ class Saver:
                 held = self._held(kind, name, piece.values).copy_(piece.values)
                 copies.setdefault(kind, {})[name] = Piece(held, piece.shape, piece.start)
         return copies
-
-
-def _free_memory() -> float:
-    """Bytes of this machine's memory that could be had, or infinity where it does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            found = dict(line.split(":") for line in lines)
-        return 1024 * float(found["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):
-        return float("inf")
