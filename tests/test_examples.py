@@ -504,6 +504,19 @@ def test_what_kl_vae_training_leaves_is_a_kl_vae(kl_vae):
     assert [path.name for path in sorted((kl_vae / "samples").iterdir())] == ["000004.png", "000008.png"]
 
 
+def test_a_kl_vae_is_trained_on_and_its_encoder_is_left_alone_if_that_is_asked_for(pictures, kl_vae, tmp_path):
+    settings = [*kl_vae_settings(pictures, "run"), "--model", str(kl_vae), "--steps", "3"]
+    run("train_kl_vae.py", *settings, "--decoder-only", cwd=tmp_path)
+    before, after = weights.read(kl_vae), weights.read(tmp_path / "run")
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {name for name in before if name.startswith(("encoder.", "quant_conv."))}
+    assert (kl_vae / "config.json").read_text() == (tmp_path / "run/config.json").read_text()
+    run("train_kl_vae.py", *settings, "--run-folder", "whole", cwd=tmp_path)
+    whole = weights.read(tmp_path / "whole")
+    assert all((before[name] - whole[name]).abs().max() < 0.05 for name in before)  # it began with them
+    assert not any(torch.equal(before[name], whole[name]) for name in before)
+
+
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory) -> list[str]:
     """Pairs whose pictures no crop changes: of the VAE's size."""
