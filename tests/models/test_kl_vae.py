@@ -16,7 +16,7 @@ from zoo.models.kl_vae import KlVae, KlVaeConfig, sample_moments
 TINY = KlVaeConfig(size=32, widths=(16, 24, 32), blocks=1, latent=4, groups=4)
 
 
-def original(config: KlVaeConfig) -> AutoencoderKL:
+def original(config: KlVaeConfig, std: float = 0.12) -> AutoencoderKL:
     """diffusers' autoencoder of that config, with weights that make much of a picture."""
     levels = len(config.widths)
     torch.manual_seed(0)
@@ -31,7 +31,7 @@ def original(config: KlVaeConfig) -> AutoencoderKL:
         use_post_quant_conv=config.quant,
     )
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.12)
+        nn.init.normal_(parameter, std=std)
     return model.eval()
 
 
@@ -89,6 +89,20 @@ def test_moments_and_pictures_are_those_that_diffusers_gives(changes: dict, size
     assert expected.std() > 0.03
     torch.testing.assert_close(model.decode(found.mean), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.reconstruct(image), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_at_full_size_it_gives_what_diffusers_gives():
+    config = KlVaeConfig()
+    theirs = original(config, std=0.06)
+    model, image = ours(config, theirs), picture(64, 96)
+    found = theirs.encode(2 * image - 1).latent_dist
+    assert found.mean.std() > 0.05
+    torch.testing.assert_close(model.moments(image), found.parameters, rtol=1e-5, atol=1e-5)
+    expected = (theirs.decode(found.mean).sample.clamp(-1, 1) + 1) / 2
+    assert expected.std() > 0.03
+    torch.testing.assert_close(model.decode(found.mean), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

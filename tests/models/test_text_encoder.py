@@ -25,6 +25,8 @@ from zoo.models.text_encoder import (
 
 OPENAI = TextConfig(context=11, vocab=60, width=32, depth=3, heads=4)
 OPENCLIP = replace(OPENAI, activation="gelu")
+CLIP_L = TextConfig(width=768, heads=12)
+OPENCLIP_H = TextConfig(width=1024, depth=23, heads=16, activation="gelu")
 XLMR = BertTextConfig(
     vocab=60, width=32, depth=3, heads=4, positions=20, first_position=2, types=1, pad=1, eps=1e-5, bridge=24
 )
@@ -60,15 +62,15 @@ def renamed(theirs: nn.Module) -> dict[str, Tensor]:
     return made
 
 
-def spread(model: nn.Module) -> nn.Module:
+def spread(model: nn.Module, std: float = 0.3) -> nn.Module:
     """No weight is one that a mistake would not show in."""
     torch.manual_seed(0)
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
+        nn.init.normal_(parameter, std=std)
     return model.eval()
 
 
-def their_clip(config: TextConfig, depth: int) -> nn.Module:
+def their_clip(config: TextConfig, depth: int, std: float = 0.3) -> nn.Module:
     return spread(
         transformers.CLIPTextModel(
             transformers.CLIPTextConfig(
@@ -82,7 +84,8 @@ def their_clip(config: TextConfig, depth: int) -> nn.Module:
                 bos_token_id=1,
                 eos_token_id=2,
             )
-        )
+        ),
+        std,
     )
 
 
@@ -178,6 +181,17 @@ def test_that_of_altdiffusion_m18_reads_before_the_last_block_and_norms():
     torch.testing.assert_close(ours(given), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("config", [CLIP_L, OPENCLIP_H], ids=["CLIP-L", "OpenCLIP-H"])
+def test_at_full_size_it_gives_what_transformers_gives(config: TextConfig):
+    theirs = their_clip(config, config.depth, std=0.05)
+    given = torch.randint(config.vocab, (2, config.context))
+    expected = theirs(given).last_hidden_state
+    assert expected.std() > 0.03
+    torch.testing.assert_close(our_clip(config, theirs)(given), expected, rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_taiyis_tower_is_bert_that_reads_padding_too():
     theirs, given = their_bert(BERT), tokens(pad=0)
@@ -224,8 +238,8 @@ def test_all_that_is_trained_gets_a_gradient_also_where_the_last_block_is_left_o
 @pytest.mark.parametrize(
     ("config", "tensors", "parameters"),
     [
-        (TextConfig(width=768, heads=12), 148, 123_060_480),
-        (TextConfig(width=1024, depth=23, heads=16, activation="gelu"), 280, 340_387_840),
+        (CLIP_L, 148, 123_060_480),
+        (OPENCLIP_H, 280, 340_387_840),
     ],
     ids=["CLIP-L", "OpenCLIP-H"],
 )
