@@ -1,5 +1,8 @@
 """Winograd's algorithm against torch's convolution."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,6 +32,13 @@ def test_its_error_is_that_of_fp32():
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     away = (winograd.convolve(x, winograd.transform(weight), None) - exact).norm() / exact.norm()
     assert away < 3e-6
+
+
+def test_its_constants_are_on_the_cpu_whatever_the_defaults_are_where_it_is_imported():
+    told = "import torch; torch.set_default_device('meta'); torch.set_default_dtype(torch.float64)\n"
+    told += "from zoo.blocks.winograd import TILE, KERNEL, OUTPUT\n"
+    told += "assert all(m.device.type == 'cpu' and m.dtype == torch.float32 for m in (TILE, KERNEL, OUTPUT))"
+    subprocess.run([sys.executable, "-c", told], check=True)
 
 
 def test_wide_convolutions_of_large_maps_take_it_and_no_others(monkeypatch):

@@ -139,3 +139,11 @@ def test_more_processes_are_taken_if_an_update_is_the_same(folder, caplog):
     assert caplog.text == ""
     folder.agree(before | {"samples_together": 8}, frozenset({"samples_together"}), Channel())
     assert "of all processes is 8 samples where it was 4" in caplog.text
+
+
+def test_a_file_to_keep_beside_that_is_not_there_is_named(tmp_path):
+    folder = RunFolder(tmp_path, beside={"vocab.txt": tmp_path / "gone.txt"})
+    with pytest.raises(
+        SettingsError, match=r"gone\.txt, which is to lie beside the weights as vocab\.txt, is not there"
+    ):
+        folder.agree({}, frozenset(), Channel())

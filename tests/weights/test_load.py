@@ -144,6 +144,18 @@ def test_tied_parameters_stay_one(tmp_path, left_out, dtype):
     assert len(list(model.parameters())) == 1
 
 
+def test_a_module_of_two_names_stays_one():
+    def model() -> nn.Module:
+        shared = nn.BatchNorm1d(3)
+        return nn.Sequential(shared, nn.Linear(3, 3), shared)
+
+    state = {name: torch.rand_like(t) if t.is_floating_point() else t + 5 for name, t in model().state_dict().items()}
+    state |= {name.replace("0.", "2.", 1): state[name] for name in state if name.startswith("0.")}
+    loaded = load(model(), state)
+    assert loaded[0] is loaded[2] and len(list(loaded.parameters())) == 4
+    assert all(torch.equal(t, state[name]) for name, t in loaded.state_dict().items())
+
+
 def test_two_values_for_a_tied_parameter_are_an_error():
     state = {name: tensor.clone() for name, tensor in Tied().state_dict().items()}
     state["head.weight"][0, 0] += 1

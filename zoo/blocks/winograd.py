@@ -10,11 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The three transforms of the paper's equation 8, each for both directions at once.
-_TILE = torch.tensor([[1.0, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
-_KERNEL = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-_OUTPUT = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]])
-TILE, KERNEL, OUTPUT = (torch.kron(m, m) for m in (_TILE, _KERNEL, _OUTPUT))  # (16, 16), (16, 9), (4, 16)
+# The three transforms of the paper's equation 8, each for both directions at once: (16, 16), (16, 9), (4, 16). They are
+# fp32 on the CPU also where this is imported under another default.
+_TRANSFORMS = (
+    [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
+    [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]],
+    [[1, 1, 1, 0], [0, 1, -1, -1]],
+)
+TILE, KERNEL, OUTPUT = (
+    torch.kron(m, m) for m in (torch.tensor(rows, dtype=torch.float32, device="cpu") for rows in _TRANSFORMS)
+)
 NUMBERS_AT_ONCE = 1 << 21  # of transformed inputs, so that they stay in the cache
 
 

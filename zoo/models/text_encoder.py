@@ -20,26 +20,17 @@ from zoo.models.clip import TextConfig
 from zoo.models.clip_bert import BertBlock, BertConfig
 
 
-class ClipTextEncoder(nn.Module):
-    """CLIP's text tower before its projection. Stable Diffusion 2 has OpenCLIP's without its last block, as published.
-    Padding is read like any token, so what pads matters: the end token for OpenAI's, 0 for OpenCLIP's."""
+class TokenReader(nn.Module):
+    """What the towers that read padding like any token have alike: `embed`, `positions`, `blocks` and `norm_out`."""
 
-    def __init__(self, config: TextConfig):
+    checkpointing = False
+
+    def __init__(self, config: TextConfig | LdmTextConfig):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab, config.width)
         self.positions = nn.Parameter(torch.empty(config.context, config.width))
-        self.transformer = Transformer(
-            width=config.width,
-            depth=config.depth,
-            heads=config.heads,
-            mlp_ratio=config.mlp_ratio,
-            activation=config.activation,
-            causal=True,
-        )
         self.norm_out = nn.LayerNorm(config.width)
-        self.checkpointing = False
-        nn.init.normal_(self.positions, std=0.01)
 
     @property
     def width(self) -> int:
@@ -51,9 +42,35 @@ class ClipTextEncoder(nn.Module):
 
         Raises SettingsError for more tokens than positions, or as many blocks to skip as there are.
         """
-        _check(tokens, skip, self.config)
-        x = self.embed(tokens) + self.positions[: tokens.shape[1]]  # (B, T, D)
-        return self.norm_out(_through(self, self.transformer.blocks[: self.config.depth - skip], x))
+        length, depth = tokens.shape[1], self.config.depth
+        if length > self.config.context:
+            raise SettingsError(f"{length} tokens, and this text tower reads {self.config.context}: cut into windows")
+        if not 0 <= skip < depth:
+            raise SettingsError(f"skip={skip}: this text tower has {depth} blocks; give 0 to {depth - 1}")
+        x = self.embed(tokens) + self.positions[:length]  # (B, T, D)
+        return self.norm_out(_through(self, self.blocks[: depth - skip], x))
+
+
+class ClipTextEncoder(TokenReader):
+    """CLIP's text tower before its projection. Stable Diffusion 2 has OpenCLIP's without its last block, as published.
+    Padding is read like any token, so what pads matters: the end token for OpenAI's, 0 for OpenCLIP's."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__(config)
+        self.transformer = Transformer(
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            activation=config.activation,
+            causal=True,
+        )
+        nn.init.normal_(self.positions, std=0.01)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Those of the transformer."""
+        return self.transformer.blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,34 +149,15 @@ class LdmBlock(Block):
         self.attention.out = nn.Linear(inner, config.width)
 
 
-class LdmTextEncoder(nn.Module):
+class LdmTextEncoder(TokenReader):
     """The transformer that latent diffusion trained together with its UNet; only its tokens are BERT's. It looks both
-    ways and reads padding like any token."""
+    ways."""
 
     def __init__(self, config: LdmTextConfig):
-        super().__init__()
-        self.config = config
-        self.embed = nn.Embedding(config.vocab, config.width)
-        self.positions = nn.Parameter(torch.empty(config.context, config.width))
+        super().__init__(config)
         self.blocks = nn.ModuleList(LdmBlock(config) for _ in range(config.depth))
-        self.norm_out = nn.LayerNorm(config.width)
-        self.checkpointing = False
         for parameter in (self.embed.weight, self.positions):
             nn.init.normal_(parameter, std=0.02)  # as published; it was trained from nothing
-
-    @property
-    def width(self) -> int:
-        """Numbers of the context for each token."""
-        return self.config.width
-
-    def forward(self, tokens: Tensor, skip: int = 0) -> Tensor:
-        """Tokens (B, T) -> context (B, T, D), normed. `skip`: so many of the last blocks are left out.
-
-        Raises SettingsError for more tokens than positions, or as many blocks to skip as there are.
-        """
-        _check(tokens, skip, self.config)
-        x = self.embed(tokens) + self.positions[: tokens.shape[1]]  # (B, T, D)
-        return self.norm_out(_through(self, self.blocks[: self.config.depth - skip], x))
 
 
 def _through(tower: nn.Module, blocks: nn.ModuleList, x: Tensor, *mask: Tensor | None) -> Tensor:
@@ -167,14 +165,6 @@ def _through(tower: nn.Module, blocks: nn.ModuleList, x: Tensor, *mask: Tensor |
     for block in blocks:
         x = recompute(block, x, *mask) if tower.checkpointing and tower.training else block(x, *mask)
     return x
-
-
-def _check(tokens: Tensor, skip: int, config: TextConfig | LdmTextConfig) -> None:
-    length = tokens.shape[1]
-    if length > config.context:
-        raise SettingsError(f"{length} tokens, and this text tower reads {config.context}: cut into windows")
-    if not 0 <= skip < config.depth:
-        raise SettingsError(f"skip={skip}: this text tower has {config.depth} blocks; give 0 to {config.depth - 1}")
 
 
 TowerConfig = TextConfig | BertTextConfig | LdmTextConfig

@@ -86,8 +86,7 @@ class RunFolder:
             try:
                 self._compare(file, record, free)
                 self.write_text(file, json.dumps(record, indent=2) + "\n")
-                for name, source in self.beside.items():
-                    weights.copy_file(Path(source), self.path / name)
+                self._keep_beside()
             except (SettingsError, CheckpointError) as failure:
                 error = failure
         said = channel.exchange(error and str(error))[0]
@@ -119,6 +118,13 @@ class RunFolder:
             return json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(f"{file} is damaged ({error}): choose a new run_folder") from error
+
+    def _keep_beside(self) -> None:
+        for name, source in self.beside.items():
+            try:
+                weights.copy_file(Path(source), self.path / name)
+            except FileNotFoundError as error:
+                raise SettingsError(f"{source}, which is to lie beside the weights as {name}, is not there") from error
 
     def describe(self, folder: Path, config: str | None) -> None:
         """Writes into `folder` what its weights are loaded with: config.json, and the files kept beside. Rank 0 does

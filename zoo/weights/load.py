@@ -29,14 +29,16 @@ def load(
     ties = _ties(model)
     state = _fill_ties(state, ties)
     _check(model, state)
-    parts = dict(model.named_modules())
+    parts = dict(model.named_modules(remove_duplicate=False))  # a module may have several names
     for name, tensor in state.items():
         _place(parts, name, _fit(tensor, device, dtype))
     for first, *others in ties:
         for name in others:
             _place(parts, name, model.get_parameter(first))
     _refuse_meta(model)
-    for name, buffer in list(model.named_buffers()):  # what no file holds: those outside the state
+    for name, buffer in list(
+        model.named_buffers(remove_duplicate=False)
+    ):  # what no file holds: those outside the state
         _place(parts, name, buffer.to(device))
     return model
 
